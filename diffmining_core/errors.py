@@ -1,0 +1,11 @@
+"""The one error that is the user's to mend."""
+
+from __future__ import annotations
+
+
+class InputError(Exception):
+    """What a user gave cannot be used.
+
+    The message is one sentence that says what was expected, what came and what to do; the command
+    line prints it alone, without a traceback, and exits with status 2.
+    """

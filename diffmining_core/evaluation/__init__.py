@@ -1,0 +1,5 @@
+"""Results in, a number against something known out.
+
+`planted` compares typicality, patches and clusters with the elements planted in drawn scenes;
+`labels` asks how often typicality summed over an image names the image's label.
+"""

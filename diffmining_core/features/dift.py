@@ -1,0 +1,98 @@
+"""DIFT (Tang et al. 2023): the UNet's inner activations on a noised image, as features.
+
+Comes in: the latents of one image with its label's prompt embedding. Goes out: a feature map,
+from which `patch_features` averages the cells under each patch. One image at a time, its noises
+as the batch, so that a patch's feature never depends on which other images were embedded with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from diffmining_core.models.pipelines import Pipeline
+from diffmining_core.typicality.draws import Draws, draw, sample_posterior
+
+TIMESTEP = 161
+UP_BLOCK = 1
+NOISES = 8
+
+
+class _Reached(Exception):  # noqa: N818 - carries the activation out of the UNet; no error
+    def __init__(self, activation: torch.Tensor) -> None:
+        self.activation = activation
+
+
+@torch.inference_mode()
+def dift(
+    pipeline: Pipeline, latents: torch.Tensor, prompt_embeds: torch.Tensor, draws: Draws
+) -> torch.Tensor:
+    """The feature map float32 [C, h', w'] of one image, the mean over the noises of `draws`.
+
+    `latents` [channels, h, w], `prompt_embeds` [tokens, d]. The activation is the output of
+    `up_blocks[1]` at t = 161: 1280 channels at 1/16 of the image for Stable Diffusion 1.5. The
+    blocks behind it are never run.
+    """
+
+    def leave(_module: torch.nn.Module, _arguments: object, output: torch.Tensor) -> None:
+        raise _Reached(output)
+
+    noise = draws.noise.to(pipeline.device)
+    timesteps = torch.full((len(noise),), TIMESTEP, device=pipeline.device)
+    noisy = pipeline.add_noise(latents.to(pipeline.device), noise, timesteps)
+    hook = pipeline.unet.up_blocks[UP_BLOCK].register_forward_hook(leave)
+    try:
+        pipeline.predict_noise(noisy, timesteps, prompt_embeds.expand(len(noise), -1, -1))
+    except _Reached as reached:
+        return reached.activation.float().mean(dim=0)
+    finally:
+        hook.remove()
+    raise AssertionError("the UNet ended without passing its up block")
+
+
+def patch_features(
+    feature_map: torch.Tensor,
+    patches: Sequence[tuple[int, int]],
+    size: int,
+    image_hw: tuple[int, int],
+) -> torch.Tensor:
+    """L2-normalised mean feature float32 [len(patches), C] of the cells under each patch.
+
+    `feature_map` [C, h', w'] covers the image of `image_hw` pixels; patches are (y, x) of their
+    top left corners. Bounds are floored to cells as in the released research code, and a patch
+    holds at least one cell.
+    """
+    _, rows, columns = feature_map.shape
+    pooled = []
+    for y, x in patches:
+        top, bottom = y * rows // image_hw[0], (y + size) * rows // image_hw[0]
+        left, right = x * columns // image_hw[1], (x + size) * columns // image_hw[1]
+        cells = feature_map[:, top : max(bottom, top + 1), left : max(right, left + 1)]
+        pooled.append(cells.mean(dim=(1, 2)))
+    return torch.nn.functional.normalize(torch.stack(pooled), dim=1)
+
+
+def image_features(
+    pipeline: Pipeline,
+    pixels: npt.NDArray[np.uint8],
+    prompt_embeds: torch.Tensor,
+    patches: Sequence[tuple[int, int]],
+    patch_size: int,
+    seed: int,
+    image_id: str,
+) -> npt.NDArray[np.float32]:
+    """Features float32 [len(patches), C] of one model-size image uint8 [h, w, 3].
+
+    The VAE sample and the noises are those that `seed` and `image_id` give everywhere.
+    """
+    pixel_values = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    mean, std = pipeline.encode_posterior(pixel_values)
+    latents = sample_posterior(mean, std, seed, [image_id])[0]
+    latent_shape = (latents.shape[0], latents.shape[1], latents.shape[2])
+    draws = draw(seed, latent_shape, NOISES, (TIMESTEP / 1000, (TIMESTEP + 1) / 1000))
+    feature_map = dift(pipeline, latents, prompt_embeds, draws)
+    pooled = patch_features(feature_map, patches, patch_size, pixels.shape[:2])
+    return pooled.cpu().numpy()

@@ -1,0 +1,1 @@
+"""Where images come in: decoding, listing, indexing, and the built-in drawn scenes."""

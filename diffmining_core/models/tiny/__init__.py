@@ -1,0 +1,1 @@
+"""The tiny pipeline's weights, and the script that trained them."""

@@ -1,0 +1,97 @@
+"""Results against planted truth, where the dataset brings a `truth.parquet`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from diffmining_core.evaluation.planted import (
+    ALGO,
+    PixelScores,
+    cluster_purity,
+    hits,
+    score_pixels,
+)
+from diffmining_core.store.ledger import Attempt, read_json, read_manifest
+from diffmining_core.store.maps import read_maps
+from diffmining_core.store.roots import Root, open_root
+from diffmining_core.store.units import Unit
+from tasks import typicality
+from tasks.index import good_images
+from tasks.report import Results, current_clusters
+from tasks.selection import selected
+from tasks.units import Done, fill, stage_task
+
+STAGE = "evaluation"
+RESULT = "truth.json"
+
+
+def truth_file(dataset: str) -> str | None:
+    """The URL of the dataset's planted truth, if it has one."""
+    url = f"{dataset.rstrip('/')}/truth.parquet"
+    fs, path = fsspec.core.url_to_fs(url)
+    return url if fs.exists(path) else None
+
+
+def evaluation_unit(results: Results, truth_digest: str, cell: int) -> Unit:
+    """The unit of one run's results against one truth table."""
+    inputs = (
+        truth_digest,
+        results.selection,
+        *(key for _, key in results.clusters),
+        *results.typicality,
+        *results.typicality_before,
+    )
+    return Unit(STAGE, ALGO, inputs, {"cell": cell})
+
+
+@stage_task.with_options(name=STAGE)
+def evaluate(root: str, truth_url: str, results: Results, cell: int) -> Done:
+    """Average precision of typicality, hits of patches and purity of clusters."""
+    with fsspec.open(truth_url, "rb") as file:
+        data = file.read()
+
+    def produce(attempt: Attempt) -> None:
+        opened = open_root(root)
+        truth = pq.read_table(pa.BufferReader(data))
+        after = _pixel_scores(opened, results, results.typicality, truth, cell)
+        measured: dict[str, Any] = {
+            "average_precision": {
+                "after": after.average_precision,
+                "base_rate": after.base_rate,
+            },
+            "hits": hits(selected(opened, results.selection), truth),
+            "cluster_purity": cluster_purity(current_clusters(opened, results), truth),
+        }
+        if results.typicality_before:
+            before = _pixel_scores(opened, results, results.typicality_before, truth, cell)
+            measured["average_precision"]["before"] = before.average_precision
+        attempt.write_json(RESULT, measured)
+
+    return fill(root, evaluation_unit(results, hashlib.sha256(data).hexdigest(), cell), produce)
+
+
+def measured_truth(root: str, key: str) -> dict[str, Any]:
+    """The numbers of a published evaluation."""
+    opened = open_root(root)
+    manifest = read_manifest(opened, STAGE, key)
+    assert manifest is not None, "a key is passed on once its unit is published"
+    numbers: dict[str, Any] = read_json(opened, manifest, RESULT)
+    return numbers
+
+
+def _pixel_scores(
+    root: Root, results: Results, keys: Sequence[str], truth: pa.Table, cell: int
+) -> PixelScores:
+    scores = PixelScores.empty()
+    for shard, key in zip(results.dataset, keys, strict=False):  # before: the first shards only
+        manifest = read_manifest(root, typicality.STAGE, key)
+        assert manifest is not None, "a key is passed on once its unit is published"
+        uris = {image.image_id: image.uri for image in good_images(root, shard)}
+        scores = scores.merge(score_pixels(read_maps(root, manifest), uris, truth, cell))
+    return scores

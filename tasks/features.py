@@ -1,0 +1,139 @@
+"""DIFT features of a label's highest patches; patches embedded before are taken over."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from diffmining_core.features import ALGO
+from diffmining_core.images.pixels import load_pixels
+from diffmining_core.store.ledger import Attempt, read_manifest, read_manifests, read_table
+from diffmining_core.store.roots import Root, open_root
+from diffmining_core.store.units import Unit
+from tasks import selection
+from tasks.models import Device, ModelReference, loaded
+from tasks.progress import Progress
+from tasks.units import Done, fill, stage_task
+
+STAGE = "features"
+TABLE = "features.parquet"
+
+Place = tuple[str, int, int]
+"""image_id, y and x of a patch."""
+
+
+def features_unit(label: str, digest: str, model: ModelReference, options: dict[str, Any]) -> Unit:
+    """The unit of one label's highest patches; `options` are prompt, size and seed."""
+    return Unit(STAGE, ALGO, (digest, model.digest), {"label": label, **options})
+
+
+@stage_task.with_options(name=STAGE, task_run_name="features {label}")
+def features(
+    root: str,
+    label: str,
+    digest: str,
+    selection_key: str,
+    model: ModelReference,
+    options: dict[str, Any],
+    device: Device,
+) -> Done:
+    """Embed the highest patches of one label, each image once."""
+    unit = features_unit(label, digest, model, options)
+
+    def produce(attempt: Attempt) -> None:
+        opened = open_root(root)
+        rows = selection.of_label(selection.selected(opened, selection_key), label, "highest")
+        known = _embedded_before(opened, unit)
+        missing: dict[tuple[str, str], list[Place]] = defaultdict(list)
+        places = []
+        for row in rows.select(["image_id", "uri", "y", "x", "size"]).to_pylist():
+            places.append((row["image_id"], row["y"], row["x"]))
+            if places[-1] not in known:
+                missing[row["image_id"], row["uri"]].append(places[-1])
+        if missing:
+            patch_size = rows.column("size")[0].as_py()
+            forwards = _embed(root, label, missing, patch_size, model, options, device, known)
+            attempt.counts["unet_forwards"] = forwards
+        vectors = np.stack([known[place] for place in places])
+        column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        attempt.write_table(TABLE, rows.append_column("feature", column))
+        attempt.counts["patches"] = len(places)
+        attempt.counts["images"] = len(missing)
+
+    return fill(root, unit, produce, device.name)
+
+
+def _embed(
+    root: str,
+    label: str,
+    missing: dict[tuple[str, str], list[Place]],
+    patch_size: int,
+    model: ModelReference,
+    options: dict[str, Any],
+    device: Device,
+    known: dict[Place, np.ndarray[Any, np.dtype[np.float32]]],
+) -> int:
+    """Add the features of the missing patches to `known`; returns the UNet forwards it took."""
+    from diffmining_core.features.dift import image_features
+    from diffmining_core.models.prompts import PromptTemplate
+
+    pipeline = loaded(root, model, device)
+    before = pipeline.unet_forwards
+    prompt_embeds = pipeline.embed_prompts([PromptTemplate(options["prompt"]).of(label)])[0]
+    with Progress(f"features {label}", len(missing), "images") as progress:
+        for (image_id, uri), places in missing.items():
+            vectors = image_features(
+                pipeline,
+                load_pixels(uri, options["size"]),
+                prompt_embeds,
+                [(y, x) for _, y, x in places],
+                patch_size,
+                options["seed"],
+                image_id,
+            )
+            known.update(zip(places, vectors, strict=True))
+            progress.advance()
+    return pipeline.unet_forwards - before
+
+
+def _embedded_before(
+    root: Root, unit: Unit
+) -> dict[Place, np.ndarray[Any, np.dtype[np.float32]]]:
+    """Features that an earlier unit made with the same model and options, by patch.
+
+    A feature depends on its image alone (`dift`), so one taken over equals one made anew.
+    """
+    known: dict[Place, np.ndarray[Any, np.dtype[np.float32]]] = {}
+    for manifest in read_manifests(root, STAGE):
+        same = (manifest.algo, manifest.inputs[1], manifest.parameters) == (
+            unit.algo,
+            unit.inputs[1],
+            dict(unit.parameters),
+        )
+        if same:
+            table = read_table(root, manifest, TABLE)
+            known.update(zip(_places(table), feature_matrix(table), strict=True))
+    return known
+
+
+def _places(table: pa.Table) -> list[Place]:
+    return list(
+        zip(*(table.column(name).to_pylist() for name in ("image_id", "y", "x")), strict=True)
+    )
+
+
+def feature_matrix(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The features of a table as float32 [n, d]."""
+    column = table.column("feature").combine_chunks()
+    vectors = column.flatten().to_numpy(zero_copy_only=False)
+    return vectors.reshape(len(table), -1).astype(np.float32)
+
+
+def label_features(root: Root, key: str) -> pa.Table:
+    """The table of a published features unit."""
+    manifest = read_manifest(root, STAGE, key)
+    assert manifest is not None, "a key is passed on once its unit is published"
+    return read_table(root, manifest, TABLE)

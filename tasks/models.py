@@ -1,0 +1,64 @@
+"""Which model a task uses, as a small reference, and the one pipeline a process holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from diffmining_core.models.files import find_model, model_digest
+from diffmining_core.store.ledger import local_folder, read_manifest
+from diffmining_core.store.roots import open_root
+
+if TYPE_CHECKING:
+    from diffmining_core.models.pipelines import Pipeline
+
+
+@dataclass(frozen=True)
+class ModelReference:
+    """A model by name, or, where `finetuned` names a unit of the root, by that unit.
+
+    `digest` identifies the weights and enters every key of work done with them.
+    """
+
+    name: str
+    digest: str
+    finetuned: str | None = None
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where and in which precision a model runs."""
+
+    name: str
+    dtype: str
+
+
+def base_model(name: str) -> ModelReference:
+    """The reference of a model by hub id or folder."""
+    return ModelReference(name, model_digest(find_model(name)))
+
+
+def choose_device(device: str) -> Device:
+    """`auto` is the first CUDA device in bfloat16 where there is one, else the CPU in float32."""
+    import torch  # a rerun with nothing to do never pays for it
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Device(device, "bfloat16" if device.startswith("cuda") else "float32")
+
+
+@lru_cache(maxsize=1)
+def loaded(root: str, model: ModelReference, device: Device) -> Pipeline:
+    """The pipeline, loaded once per process and replaced when another is asked for."""
+    import torch
+
+    from diffmining_core.models.pipelines import load_pipeline
+
+    folder = model.name
+    if model.finetuned is not None:
+        opened = open_root(root)
+        manifest = read_manifest(opened, "finetune", model.finetuned)
+        assert manifest is not None, "a reference is made from a published manifest"
+        folder = str(local_folder(opened, manifest, "model"))
+    return load_pipeline(folder, device.name, getattr(torch, device.dtype))

@@ -1,0 +1,36 @@
+"""Patches of one shard's typicality maps: the highest, the lowest and random ones of each image."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffmining_core import patches as stage
+from diffmining_core.patches.scoring import shard_patches
+from diffmining_core.store.ledger import Attempt, read_manifest
+from diffmining_core.store.maps import read_maps
+from diffmining_core.store.roots import open_root
+from diffmining_core.store.units import Unit
+from tasks.units import Done, fill, stage_task
+
+STAGE = "patches"
+TABLE = "patches.parquet"
+
+
+def patches_unit(typicality_key: str, options: dict[str, Any]) -> Unit:
+    """The unit of one typicality unit's maps; `options` are size, per_image, seed and cell."""
+    return Unit(STAGE, stage.ALGO, (typicality_key,), options)
+
+
+@stage_task.with_options(name=STAGE, task_run_name="patches {typicality_key}")
+def patches(root: str, typicality_key: str, options: dict[str, Any]) -> Done:
+    """Score and pick the patches of one shard."""
+
+    def produce(attempt: Attempt) -> None:
+        opened = open_root(root)
+        manifest = read_manifest(opened, "typicality", typicality_key)
+        assert manifest is not None, "patches follow published maps"
+        table = shard_patches(read_maps(opened, manifest), **options)
+        attempt.write_table(TABLE, table)
+        attempt.counts["patches"] = table.num_rows
+
+    return fill(root, patches_unit(typicality_key, options), produce)

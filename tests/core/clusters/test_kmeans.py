@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pytest
+
+from diffmining_core.clusters.kmeans import (
+    ALGO,
+    CLUSTER_SCHEMA,
+    CLUSTER_SUMMARY_SCHEMA,
+    adapted_k,
+    cluster_label,
+    cluster_selection,
+    cluster_summary,
+)
+from diffmining_core.patches.selection import SELECTION_SCHEMA
+
+Array = npt.NDArray[Any]
+
+
+def blobs(sizes: list[int], d: int = 8, seed: int = 0) -> tuple[Array, Array]:
+    """Unit features around as many well separated directions, and the blob of each."""
+    rng = np.random.default_rng(seed)
+    blob = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    features = np.eye(d)[blob] + rng.normal(0, 0.02, (len(blob), d))
+    return (features / np.linalg.norm(features, axis=1, keepdims=True)).astype(np.float32), blob
+
+
+def selection_of(labels: list[str], typicality: Array) -> pa.Table:
+    n = len(labels)
+    columns = {
+        "image_id": [f"{i:032x}" for i in range(n)],
+        "label": labels,
+        "kind": ["highest"] * n,
+        "rank": [0] * n,
+        "y": [0] * n,
+        "x": [0] * n,
+        "size": [16] * n,
+        "typicality": typicality,
+        "uri": [f"/data/{i}.png" for i in range(n)],
+        "label_rank": range(n),
+    }
+    return pa.table([pa.array(columns[f.name], f.type) for f in SELECTION_SCHEMA], SELECTION_SCHEMA)
+
+
+def test_known_groups_come_back_ranked_by_median_typicality() -> None:
+    features, blob = blobs([30, 12, 20, 9])
+    typicality = np.array([0.2, 0.9, -0.1, 0.5], np.float32)[blob]
+    typicality[np.flatnonzero(blob == 0)[:10]] = 100  # moves the mean, not the median
+    cluster, distance = cluster_label(features, typicality, 4)
+    assert cluster.dtype == np.int32
+    assert distance.dtype == np.float32
+    expected_rank = np.array([2, 0, 3, 1])  # of blobs 0 … 3, by median
+    np.testing.assert_array_equal(cluster, expected_rank[blob])
+    for c in range(4):
+        mean = features[cluster == c].mean(axis=0)
+        expected = np.linalg.norm(features[cluster == c] - mean, axis=1)
+        np.testing.assert_allclose(distance[cluster == c], expected, atol=1e-6)
+
+
+def test_equal_medians_rank_by_the_first_member() -> None:
+    features, blob = blobs([8, 8, 8], seed=3)
+    cluster, _ = cluster_label(features, np.zeros(24, np.float32), 3)
+    first = [int(np.flatnonzero(cluster == c)[0]) for c in range(3)]
+    assert first == sorted(first)
+    assert len(set(zip(cluster.tolist(), blob.tolist(), strict=True))) == 3
+
+
+def test_the_same_call_gives_the_same_clusters() -> None:
+    rng = np.random.default_rng(1)
+    features = rng.normal(size=(700, 16)).astype(np.float32)  # no groups: the hard case
+    typicality = rng.normal(size=700).astype(np.float32)
+    cluster, distance = cluster_label(features, typicality, 12)
+    for _ in range(2):
+        again = cluster_label(features, typicality, 12)
+        np.testing.assert_array_equal(again[0], cluster)
+        np.testing.assert_array_equal(again[1], distance)
+
+
+@pytest.mark.parametrize(("n", "distinct", "k"), [(1, 1, 1), (5, 1, 3), (40, 3, 8), (4, 4, 9)])
+def test_no_cluster_is_empty(n: int, distinct: int, k: int) -> None:
+    features = np.eye(max(distinct, 2), dtype=np.float32)[np.arange(n) % distinct]
+    cluster, distance = cluster_label(features, np.arange(n, dtype=np.float32), k)
+    assert set(cluster.tolist()) == set(range(min(distinct, k)))
+    assert (distance == 0).all()
+
+
+def test_nothing_to_cluster() -> None:
+    cluster, distance = cluster_label(np.empty((0, 4), np.float32), np.empty(0, np.float32), 3)
+    assert len(cluster) == len(distance) == 0
+
+
+def test_features_and_patches_must_match() -> None:
+    with pytest.raises(ValueError, match="3 features for 2 patches"):
+        cluster_label(np.ones((3, 2), np.float32), np.ones(2, np.float32), 1)
+    with pytest.raises(ValueError, match="3 features for 1 selected patches"):
+        selection = selection_of(["a"], np.ones(1))
+        cluster_selection(selection, np.ones((3, 2), np.float32), 1)
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "expected"), [(192, 32, 32), (191, 32, 31), (1000, 32, 32), (7, 32, 1), (0, 32, 1)]
+)
+def test_adapted_k(n: int, k: int, expected: int) -> None:
+    assert adapted_k(n, k) == expected
+
+
+def test_the_tables_of_two_labels() -> None:
+    features, blob = blobs([15, 15, 15])
+    labels = [("rome", "oslo")[i % 2] for i in range(45)]
+    typicality = np.array([0.1, 0.3, 0.2], np.float32)[blob]
+    clusters = cluster_selection(selection_of(labels, typicality), features, 3)
+    assert clusters.schema == CLUSTER_SCHEMA
+    assert clusters.num_rows == 45
+    keys = [("label", "ascending"), ("cluster", "ascending"), ("distance", "ascending")]
+    assert clusters.equals(clusters.sort_by(keys).combine_chunks())
+
+    summary = cluster_summary(clusters)
+    assert summary.schema == CLUSTER_SUMMARY_SCHEMA
+    assert summary["label"].to_pylist() == ["oslo"] * 3 + ["rome"] * 3
+    assert summary["cluster"].to_pylist() == [0, 1, 2] * 2
+    np.testing.assert_allclose(summary["median_typicality"].to_numpy(), [0.3, 0.2, 0.1] * 2)
+    np.testing.assert_allclose(summary["min_typicality"].to_numpy(), [0.3, 0.2, 0.1] * 2)
+    assert sum(summary["members"].to_pylist()) == 45
+
+    assert cluster_summary(clusters.slice(0, 0)).schema == CLUSTER_SUMMARY_SCHEMA
+
+
+def test_golden() -> None:
+    """Other clusters under the same ALGO would mix with those stored: raise it with them."""
+    i = np.arange(60)
+    features = np.stack([np.sin(i * (j + 1)) for j in range(6)], axis=1).astype(np.float32)
+    cluster, _ = cluster_label(features, np.cos(i).astype(np.float32), 5)
+    expected = "223421202421202322202322120342120242120232222234212024212023"
+    assert (ALGO, "".join(map(str, cluster))) == ("kmeans-1", expected)

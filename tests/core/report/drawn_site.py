@@ -1,0 +1,129 @@
+"""A small mining result drawn from a seed: what the report's tests and the browser's look at."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from diffmining_core.report import SiteSource
+
+SIZE = 24
+CELL = 8
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "../../etc/passwd",
+    "東京 / Ünïcode\u202e",
+    "a" * 200,
+    "CON",
+]
+
+
+@dataclass
+class DrawnImages:
+    """Images by uri and maps by id; `read` counts how often each image was loaded."""
+
+    by_uri: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    maps: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    read: dict[str, int] = field(default_factory=dict)
+
+    def load_pixels(self, uri: str) -> NDArray[np.uint8]:
+        self.read[uri] = self.read.get(uri, 0) + 1
+        return self.by_uri[uri]
+
+    def typicality(self, image_id: str, label: str) -> NDArray[np.float32]:
+        return self.maps[image_id]
+
+    def typicality_before(self, image_id: str, label: str) -> NDArray[np.float32] | None:
+        return self.maps[image_id] / 4
+
+
+def drawn_source(
+    labels: Sequence[str] = ("barn", "tower"),
+    images_per_label: int = 8,
+    with_before: bool = True,
+    drawn: DrawnImages | None = None,
+) -> SiteSource:
+    """Discs on plain ground, a disc's patch typical, the ground's not.
+
+    Every label has a cluster of all but two of its highest patches and one of those two. The last
+    image of a label is all black.
+    """
+    drawn = drawn if drawn is not None else DrawnImages()
+    rows = [
+        row
+        for place, label in enumerate(labels)
+        for number in range(images_per_label)
+        for row in _image_rows(drawn, label, place, number, number == images_per_label - 1)
+    ]
+    selection = pa.Table.from_pylist(rows)
+    clusters = [
+        {**row, "cluster": int(row["label_rank"] >= images_per_label - 2), "distance": distance}
+        for row in rows
+        if row["kind"] == "highest"
+        for distance in [float(row["label_rank"] * 7 % 5)]
+    ]
+    summary = [
+        {"label": label, "cluster": cluster, "members": members, "median_typicality": median}
+        for label in labels
+        for cluster, members, median in [(0, images_per_label - 2, 3e-3), (1, 2, 1e-3)]
+    ]
+    before = selection.set_column(
+        selection.schema.get_field_index("typicality"),
+        "typicality",
+        pa.array([value.as_py() / 4 for value in selection["typicality"]], pa.float32()),
+    )
+    return SiteSource(
+        title="Drawn discs & <b>nothing</b> else",
+        labels=labels,
+        selection=selection,
+        clusters=pa.Table.from_pylist(clusters),
+        cluster_summary=pa.Table.from_pylist(summary),
+        set_aside=pa.table({"uri": ["/x/<script>.png"], "reason": ["truncated: it ends early"]}),
+        load_pixels=drawn.load_pixels,
+        typicality=drawn.typicality,
+        facts={
+            "notes": ["k lowered to 2 because only 8 patches"],
+            "model": "tiny & <i>built in</i>",
+            "unet_forwards": 1234567,
+            "parameters": {"draws": 100, "t_range": (0.1, 0.7), "finetune": {"steps": 800}},
+            "prompts": {"null": ""},
+        },
+        before=before if with_before else None,
+        typicality_before=drawn.typicality_before if with_before else None,
+        truth={
+            "average_precision": {"before": 0.1, "after": 0.61, "base_rate": 0.085},
+            "hits": {"highest": 0.9, "random": 0.2, "lowest": 0.05},
+            "cluster_purity": {labels[0]: [0.875, 0.5]},
+        },
+        loss_curve=[(step, 1 / (1 + step)) for step in range(0, 500, 5)],
+    )
+
+
+def _image_rows(
+    drawn: DrawnImages, label: str, place: int, number: int, black: bool
+) -> list[dict[str, object]]:
+    rng = np.random.default_rng([place, number])
+    height, width = (64, 96) if number % 2 else (96, 64)
+    uri = f'memory://{place}/{number} "quoted" & <b>.png'
+    image_id = hashlib.sha256(uri.encode()).hexdigest()[:32]
+    y, x = int(rng.integers(height - SIZE)), int(rng.integers(width - SIZE))
+    down, across = np.mgrid[:height, :width]
+    disc = np.hypot(down - y - SIZE / 2, across - x - SIZE / 2) < SIZE / 2
+    ground, colour = rng.integers(60, 200, (2, 3))
+    pixels = np.where(disc[..., None], colour, ground).astype(np.uint8)
+    drawn.by_uri[uri] = np.zeros_like(pixels) if black else pixels
+    cells = disc.reshape(height // CELL, CELL, width // CELL, CELL).mean((1, 3))
+    drawn.maps[image_id] = (4e-3 * cells - 1e-3).astype(np.float32)
+    row = {"image_id": image_id, "label": label, "uri": uri, "rank": 0, "size": SIZE}
+    row |= {"label_rank": number}
+    return [
+        {**row, "kind": "highest", "y": y, "x": x, "typicality": 3.5e-3 - 1e-4 * number},
+        {**row, "kind": "lowest", "y": 0, "x": 0, "typicality": -1e-3},
+        {**row, "kind": "random", "y": height - SIZE, "x": width - SIZE, "typicality": 1e-5},
+    ]

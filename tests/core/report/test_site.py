@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import urllib.parse
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from drawn_site import HOSTILE, DrawnImages, drawn_source
+from PIL import Image
+
+from diffmining_core.errors import InputError
+from diffmining_core.report import render_index, write_site
+from diffmining_core.report.page import fact_groups
+from diffmining_core.report.source import label_slugs
+
+
+class Page(HTMLParser):
+    """What a page refers to, its elements' attributes, its text and its data block."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.links += [value or "" for name, value in attrs if name in ("href", "src")]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str, css_class: str = "") -> list[dict[str, str | None]]:
+        return [
+            attributes
+            for name, attributes in self.elements
+            if name == tag and css_class in (attributes.get("class") or "").split(" ") + [""]
+        ]
+
+
+def page_data(path: Path) -> dict[str, object]:
+    found = re.search(
+        r'<script type="application/json" id="page-data">(.*?)</script>',
+        path.read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+    assert found
+    data = json.loads(found[1])
+    assert isinstance(data, dict)
+    return data
+
+
+def referred_files(page: Path) -> Iterator[Path]:
+    links = [link for link in Page(page).links if link and not link.startswith("#")]
+    if page.parent.name == "labels":
+        images = page_data(page)["images"]
+        assert isinstance(images, list)
+        for image in images:
+            links += [image[key] for key in ("source", "overlay", "before") if image[key]]
+    for link in links:
+        assert not urllib.parse.urlsplit(link).scheme
+        yield (page.parent / urllib.parse.unquote(link)).resolve()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    write_site(drawn_source(), folder)
+    return folder
+
+
+def test_overview_has_a_card_per_label_and_the_measured_numbers(site: Path) -> None:
+    page = Page(site / "index.html")
+    assert len(page.all("li", "card")) == 2
+    for words in ("barn", "tower", "0.610", "0.085", "90 %", "k lowered to 2", "1,234,567"):
+        assert words in page.text
+    assert "best cluster 88 % pure" in page.text
+    assert "truncated: it ends early" in page.text
+    assert len(page.all("polyline")) == 2
+
+
+def test_label_page_has_strips_side_by_side_and_ranked_clusters(site: Path) -> None:
+    page = Page(site / "labels" / "barn.html")
+    rows = [row["data-row"] for row in page.all("ul", "row")]
+    assert rows == [
+        f"{kind}, {when} finetuning"
+        for kind in ("Highest", "Random", "Lowest")
+        for when in ("before", "after")
+    ] + ["Cluster 1", "Cluster 2"]
+    assert len(page.all("a", "patch")) == 6 * 6 + 6 + 2
+    assert "1 small cluster, fewer than 6 patches" in page.text
+
+
+def test_without_a_base_model_strips_are_longer_and_nothing_is_said_of_before(
+    tmp_path: Path,
+) -> None:
+    write_site(drawn_source(images_per_label=20, with_before=False), tmp_path)
+    page = Page(tmp_path / "labels" / "barn.html")
+    assert [row["data-row"] for row in page.all("ul", "row")][:3] == ["Highest", "Random", "Lowest"]
+    assert len(page.all("a", "patch")) == 3 * 12 + 12 + 2
+    assert not list(tmp_path.glob("overlays/*/*-before.webp"))
+
+
+def test_black_patches_are_left_out_of_strips_only(site: Path) -> None:
+    source = drawn_source()
+    black = source.selection["uri"][7 * 3].as_py()  # the last of the first label's eight images
+    page = Page(site / "labels" / "barn.html")
+    names = [str(patch["aria-label"]) for patch in page.all("a", "patch")]
+    strips, clusters = names[: 6 * 6], names[6 * 6 :]
+    assert not any(Path(black).name in name for name in strips)
+    assert any(Path(black).name in name for name in clusters)
+
+
+def test_everything_referred_to_is_there_and_in_the_site(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        for path in referred_files(page):
+            assert path.is_file(), path
+            assert path.is_relative_to(site.resolve())
+
+
+def test_nothing_inline_that_a_strict_policy_refuses(site: Path) -> None:
+    for path in site.rglob("*.html"):
+        page = Page(path)
+        assert not page.all("style")
+        for tag, attributes in page.elements:
+            assert "style" not in attributes
+            assert not any(name.startswith("on") for name in attributes)
+            if tag == "script":
+                assert attributes.get("src") or attributes.get("type") == "application/json"
+
+
+def test_hostile_labels_are_text_and_never_paths(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "site"
+    write_site(drawn_source(labels=HOSTILE), folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    assert len(list(folder.glob("labels/*.html"))) == len(HOSTILE)
+    overview = Page(folder / "index.html")
+    for label, slug in label_slugs(HOSTILE).items():
+        path = folder / "labels" / f"{slug}.html"
+        assert label in Page(path).text
+        assert label in overview.text
+        assert page_data(path)["label"] == label
+    for path in folder.rglob("*.html"):
+        raw = path.read_text(encoding="utf-8")
+        assert "<script>alert" not in raw
+        assert "<img src=x" not in raw
+        assert "<b>" not in raw
+        for referred in referred_files(path):
+            assert referred.is_file()
+            assert referred.is_relative_to(folder.resolve())
+
+
+def test_index_for_another_folder_level_differs_in_its_links_only(site: Path) -> None:
+    source = drawn_source()
+    here = (site / "index.html").read_text(encoding="utf-8")
+    above = render_index(source, "report/abc/attempt-1/")
+    assert above != here
+    assert above.replace("report/abc/attempt-1/", "") == here
+
+
+def test_pictures_are_what_they_should_be(site: Path) -> None:
+    source = drawn_source()
+    first = source.selection.to_pylist()[0]
+    data = page_data(site / "labels" / "barn.html")
+    assert data["unit"] == "×10⁻³"
+    images = data["images"]
+    assert isinstance(images, list)
+    image = next(image for image in images if image["id"] == first["image_id"])
+    labels = site / "labels"
+    expected = source.load_pixels(first["uri"])
+    with Image.open(labels / image["source"]) as shown:
+        assert shown.size == (image["width"], image["height"]) == expected.shape[1::-1]
+        assert np.abs(np.asarray(shown).astype(int) - expected).mean() < 6
+    for overlay in ("overlay", "before"):
+        with Image.open(labels / image[overlay]) as shown:
+            assert shown.size == (image["width"] // 2, image["height"] // 2)
+            assert shown.mode == "RGBA"
+
+
+def test_patches_in_the_sprite_are_the_images_own(site: Path) -> None:
+    source = drawn_source()
+    page = Page(site / "labels" / "barn.html")
+    data = page_data(site / "labels" / "barn.html")
+    uris = dict(zip(*(source.selection[name].to_pylist() for name in ("image_id", "uri"))))
+    views = [a for tag, a in page.elements if tag == "svg" and "viewbox" in a]
+    tiles = [view for view in views if (view["viewbox"] or "").endswith(" 24 24")]
+    patches = page.all("a", "patch")
+    assert len(tiles) == len(patches)
+    with Image.open(site / "labels" / "barn" / "patches.webp") as picture:
+        sprite = np.asarray(picture.convert("RGB")).astype(int)
+    images = data["images"]
+    assert isinstance(images, list)
+    for view, patch in zip(tiles, patches, strict=True):
+        left, top, side, _ = map(int, (view["viewbox"] or "").split())
+        y, x, size = map(int, (patch["data-box"] or "").split())
+        pixels = source.load_pixels(uris[images[int(patch["data-image"] or "")]["id"]])
+        shown = sprite[top : top + side, left : left + side]
+        assert np.abs(shown - pixels[y : y + size, x : x + size]).mean() < 8
+
+
+def test_figures_and_numbers_are_beside_the_pages(site: Path) -> None:
+    source = drawn_source()
+    assert {path.name for path in (site / "figures").iterdir()} == {
+        "overview.png",
+        *(f"{label}-{what}.png" for label in ("barn", "tower") for what in ("strips", "clusters")),
+    }
+    assert pq.read_table(site / "data" / "clusters.parquet").equals(source.clusters)
+    assert pq.read_table(site / "data" / "before.parquet").equals(source.before)
+    summary = json.loads((site / "data" / "summary.json").read_text(encoding="utf-8"))
+    assert summary["truth"]["average_precision"]["after"] == 0.61
+    assert summary["labels"][0]["patches"] == 8
+
+
+def test_each_image_is_read_a_bounded_number_of_times(tmp_path: Path) -> None:
+    drawn = DrawnImages()
+    write_site(drawn_source(drawn=drawn), tmp_path)
+    assert max(drawn.read.values()) <= 1 + 2 * 3  # the page's pictures, and the strips' walk
+
+
+def test_a_label_without_any_patch_still_has_a_page(tmp_path: Path) -> None:
+    source = drawn_source(labels=("barn",))
+    changed = dataclasses.replace(source, labels=["barn", "empty"])
+    write_site(changed, tmp_path)
+    assert "No patches to show" in Page(tmp_path / "labels" / "empty.html").text
+    assert "No patches" in Page(tmp_path / "index.html").text
+    for path in tmp_path.rglob("*.html"):
+        assert all(referred.is_file() for referred in referred_files(path))
+
+
+def test_an_image_that_shrank_since_is_named(tmp_path: Path) -> None:
+    drawn = DrawnImages()
+    source = drawn_source(drawn=drawn)
+    uri = source.selection["uri"][0].as_py()
+    drawn.by_uri[uri] = drawn.by_uri[uri][:30, :30]
+    with pytest.raises(InputError, match=r'0 "quoted".* is 30×30 px now'):
+        write_site(source, tmp_path)
+
+
+def test_facts_are_grouped_and_written_plainly() -> None:
+    facts = drawn_source().facts
+    assert fact_groups({**facts, "cached": True, "seconds": 1.23456, "gpu": None}) == [
+        (
+            "Run",
+            [
+                ("model", "tiny & <i>built in</i>"),
+                ("unet forwards", "1,234,567"),
+                ("cached", "yes"),
+                ("seconds", "1.235"),
+                ("gpu", "–"),
+            ],
+        ),
+        ("Parameters", [("draws", "100"), ("t range", "0.1, 0.7"), ("finetune · steps", "800")]),
+        ("Prompts", [("null", "(empty)")]),
+    ]
