@@ -1,1 +1,1 @@
-"""Mining what is typical of each label with a diffusion model: plain Python and torch, no Prefect."""
+"""Mining what is typical of each label with a diffusion model; plain Python, no Prefect."""

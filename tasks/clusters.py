@@ -20,7 +20,7 @@ def clusters_unit(features_key: str, k: int) -> Unit:
     return Unit(STAGE, ALGO, (features_key,), {"k": k})
 
 
-@stage_task.with_options(name=STAGE, task_run_name="clusters {label}")
+@stage_task(STAGE, "clusters {label}")
 def clusters(root: str, label: str, features_key: str, k: int) -> Done:
     """Cluster the patches of one label; k is lowered where patches are few."""
 

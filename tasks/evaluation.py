@@ -50,7 +50,7 @@ def evaluation_unit(results: Results, truth_digest: str, cell: int) -> Unit:
     return Unit(STAGE, ALGO, inputs, {"cell": cell})
 
 
-@stage_task.with_options(name=STAGE)
+@stage_task(STAGE)
 def evaluate(root: str, truth_url: str, results: Results, cell: int) -> Done:
     """Average precision of typicality, hits of patches and purity of clusters."""
     with fsspec.open(truth_url, "rb") as file:

@@ -30,7 +30,7 @@ def features_unit(label: str, digest: str, model: ModelReference, options: dict[
     return Unit(STAGE, ALGO, (digest, model.digest), {"label": label, **options})
 
 
-@stage_task.with_options(name=STAGE, task_run_name="features {label}")
+@stage_task(STAGE, "features {label}")
 def features(
     root: str,
     label: str,
@@ -99,9 +99,7 @@ def _embed(
     return pipeline.unet_forwards - before
 
 
-def _embedded_before(
-    root: Root, unit: Unit
-) -> dict[Place, np.ndarray[Any, np.dtype[np.float32]]]:
+def _embedded_before(root: Root, unit: Unit) -> dict[Place, np.ndarray[Any, np.dtype[np.float32]]]:
     """Features that an earlier unit made with the same model and options, by patch.
 
     A feature depends on its image alone (`dift`), so one taken over equals one made anew.
@@ -129,7 +127,8 @@ def feature_matrix(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
     """The features of a table as float32 [n, d]."""
     column = table.column("feature").combine_chunks()
     vectors = column.flatten().to_numpy(zero_copy_only=False)
-    return vectors.reshape(len(table), -1).astype(np.float32)
+    matrix: np.ndarray[Any, np.dtype[np.float32]] = vectors.reshape(len(table), -1)
+    return matrix
 
 
 def label_features(root: Root, key: str) -> pa.Table:

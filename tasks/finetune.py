@@ -58,7 +58,7 @@ def finetune_unit(dataset: Sequence[Shard], base: ModelReference, options: dict[
     return Unit(STAGE, models.ALGO, (base.digest, *content), options)
 
 
-@stage_task.with_options(name=STAGE)
+@stage_task(STAGE)
 def finetune(
     root: str,
     dataset: Sequence[Shard],
@@ -106,7 +106,9 @@ def finetune(
             if train_options.lora_rank:
                 merge_lora(pipeline, folder)
             pipeline.save(folder)
-            (folder / "README.md").write_text(model_card(base.name, options, dataset_counts(dataset), losses))
+            (folder / "README.md").write_text(
+                model_card(base.name, options, dataset_counts(dataset), losses)
+            )
             attempt.facts["digest"] = model_digest(folder)
             attempt.write_folder(folder, "model")
         attempt.write_json(LOSSES, [round(float(loss), 6) for loss in losses])
@@ -151,6 +153,15 @@ def finetuned_model(root: str, base: ModelReference, key: str) -> ModelReference
     manifest = read_manifest(open_root(root), STAGE, key)
     assert manifest is not None, "a key is passed on once its unit is published"
     return ModelReference(base.name, manifest.facts["digest"], key)
+
+
+def shards_trained_on(root: str, model: ModelReference, dataset: Sequence[Shard]) -> list[Shard]:
+    """The shards that a finetuned model has seen; none for a base model."""
+    if model.finetuned is None:
+        return []
+    manifest = read_manifest(open_root(root), STAGE, model.finetuned)
+    assert manifest is not None, "a reference is made from a published manifest"
+    return [shard for shard in dataset if shard.content_id in manifest.inputs[1:]]
 
 
 def loss_curve(root: str, key: str) -> list[tuple[int, float]]:

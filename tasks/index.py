@@ -51,7 +51,7 @@ def index_unit(found: Sequence[FoundImage]) -> Unit:
     return Unit(STAGE, shards.ALGO, (), {"files": digest})
 
 
-@stage_task.with_options(name=STAGE, task_run_name="index {found.__len__} images")
+@stage_task(STAGE)
 def index(root: str, found: Sequence[FoundImage], max_bad_share: float) -> Done:
     """Read, check and publish one shard of new images."""
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffmining_core import patches as stage
-from diffmining_core.patches.scoring import shard_patches
+from diffmining_core.patches.scoring import ALGO, shard_patches
 from diffmining_core.store.ledger import Attempt, read_manifest
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import open_root
@@ -18,10 +17,10 @@ TABLE = "patches.parquet"
 
 def patches_unit(typicality_key: str, options: dict[str, Any]) -> Unit:
     """The unit of one typicality unit's maps; `options` are size, per_image, seed and cell."""
-    return Unit(STAGE, stage.ALGO, (typicality_key,), options)
+    return Unit(STAGE, ALGO, (typicality_key,), options)
 
 
-@stage_task.with_options(name=STAGE, task_run_name="patches {typicality_key}")
+@stage_task(STAGE, "patches {typicality_key}")
 def patches(root: str, typicality_key: str, options: dict[str, Any]) -> Done:
     """Score and pick the patches of one shard."""
 

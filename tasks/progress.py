@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
@@ -15,7 +16,7 @@ SECONDS_BETWEEN_UPDATES = 3.0
 
 
 class Progress:
-    """Counts work done; a context manager that keeps a terminal bar and a UI artifact up to date."""
+    """Counts work done, in a terminal bar and a UI artifact that it keeps up to date."""
 
     def __init__(self, name: str, total: int, unit: str) -> None:
         # On a terminal the bar moves; in a log file a line every half minute is enough.
@@ -24,7 +25,7 @@ class Progress:
         self.artifact: UUID | None = None
         self.updated = time.monotonic()
         if TaskRunContext.get() is not None:
-            self.artifact = create_progress_artifact(0.0, description=name)
+            self.artifact = cast(UUID, create_progress_artifact(0.0, description=name))
 
     def __enter__(self) -> Progress:
         return self

@@ -49,7 +49,9 @@ class Results:
     selection_before: str | None
 
 
-def report_unit(results: Results, facts: Mapping[str, Any], truth: Mapping[str, Any] | None) -> Unit:
+def report_unit(
+    results: Results, facts: Mapping[str, Any], truth: Mapping[str, Any] | None
+) -> Unit:
     """The unit of one page: the units it shows and the words it says about them."""
     inputs = (
         results.selection,
@@ -61,7 +63,7 @@ def report_unit(results: Results, facts: Mapping[str, Any], truth: Mapping[str, 
     return Unit(STAGE, ALGO, inputs, {"facts": dict(facts), "truth": truth, "size": results.size})
 
 
-@stage_task.with_options(name=STAGE)
+@stage_task(STAGE)
 def report(
     root: str,
     title: str,

@@ -21,13 +21,15 @@ STAGE = "selection"
 TABLE = "selection.parquet"
 
 
-def selection_unit(dataset: Sequence[Shard], patches_keys: Sequence[str], top: int, seed: int) -> Unit:
+def selection_unit(
+    dataset: Sequence[Shard], patches_keys: Sequence[str], top: int, seed: int
+) -> Unit:
     """The unit of one choice of shards; the shards' own keys enter because the table has uris."""
     inputs = (*(shard.key for shard in dataset), *patches_keys)
     return Unit(STAGE, ALGO, inputs, {"top": top, "seed": seed})
 
 
-@stage_task.with_options(name=STAGE)
+@stage_task(STAGE)
 def select(
     root: str, dataset: Sequence[Shard], patches_keys: Sequence[str], top: int, seed: int
 ) -> Done:

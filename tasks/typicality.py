@@ -23,7 +23,7 @@ def typicality_unit(shard: Shard, model: ModelReference, options: dict[str, Any]
     return Unit(STAGE, ALGO, (shard.content_id, model.digest), options)
 
 
-@stage_task.with_options(name=STAGE, task_run_name="typicality {shard.name}")
+@stage_task(STAGE, "typicality {shard.name}")
 def typicality(
     root: str,
     shard: Shard,

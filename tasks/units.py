@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
 
 from prefect import Task, task
 from prefect.client.schemas.objects import State, TaskRun
@@ -54,10 +55,18 @@ def passes(_task: Task[..., object], _run: TaskRun, state: State[object]) -> boo
     return False
 
 
-stage_task = task(
-    retries=3,
-    retry_delay_seconds=[2, 10, 60],
-    retry_jitter_factor=0.5,
-    retry_condition_fn=passes,
-    persist_result=False,  # the ledger is the cache
-)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def stage_task(name: str, run_name: str | None = None) -> Callable[[Callable[P, R]], Task[P, R]]:
+    """The decorator of every stage's task: how it is named, and what is tried again."""
+    return task(
+        name=name,
+        task_run_name=run_name,
+        retries=3,
+        retry_delay_seconds=[2, 10, 60],
+        retry_jitter_factor=0.5,
+        retry_condition_fn=passes,
+        persist_result=False,  # the ledger is the cache
+    )

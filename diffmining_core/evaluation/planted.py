@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # hits about as often as a box of max(heights) × max(widths) is of the image.
 HIT_SHARE = 0.5
 
+ALGO = "planted-1"
+"""Version of these measures; part of their units' keys."""
+
 _BINS = 1 << 18  # sign, exponent and the first 9 of 23 mantissa bits: steps of 0.2 %
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 from diffmining_core.errors import InputError
@@ -74,3 +76,19 @@ def first_line(error: Exception) -> str:
     """The first line of an error's message, for a sentence of our own."""
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """`size`: the image side in pixels a model was made for; `cell`: pixels per latent position."""
+
+    size: int
+    cell: int
+
+
+def model_geometry(folder: Path) -> Geometry:
+    """The geometry of the pipeline in `folder`, from its configurations."""
+    unet = json.loads((folder / "unet" / "config.json").read_text())
+    vae = json.loads((folder / "vae" / "config.json").read_text())
+    cell = 2 ** (len(vae["block_out_channels"]) - 1)
+    return Geometry(unet["sample_size"] * cell, cell)

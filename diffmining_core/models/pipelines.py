@@ -147,7 +147,9 @@ def load_pipeline(
         "scheduler": DDPMScheduler,
     }
     for name, loader in loaders.items():
-        precision: dict[str, Any] = {} if name in ("tokenizer", "scheduler") else {"torch_dtype": dtype}
+        precision: dict[str, Any] = (
+            {} if name in ("tokenizer", "scheduler") else {"torch_dtype": dtype}
+        )
         if name == "text_encoder":
             precision = {"dtype": dtype}
         if precision:

@@ -128,7 +128,7 @@ def _best(candidates: pa.Table, count: int) -> tuple[npt.NDArray[np.intp], npt.N
     identity = np.stack([group, image, y, x])[:, same_patch_together]
     rows = same_patch_together[_starts(identity)]
 
-    rows = rows[np.lexsort((x[rows], y[rows], image[rows], order[rows], group[rows]))]
+    rows = rows[np.lexsort((order[rows], group[rows]))]  # stable: ties stay by image, y, x
     starts = np.flatnonzero(_starts(group[rows][None]))
     rank = np.arange(len(rows)) - np.repeat(starts, np.diff([*starts, len(rows)]))
     best = rank < count

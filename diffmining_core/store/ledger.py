@@ -205,9 +205,7 @@ def read_manifest(root: Root, stage: str, key: str) -> Manifest | None:
 def read_manifests(root: Root, stage: str) -> list[Manifest]:
     """The manifests of all finished units of a stage, in the order of their keys."""
     rels = [_manifest_path(stage, key) for key in sorted(published(root, stage))]
-    return [
-        _manifest(root, rel, data) for rel, data in zip(rels, root.read_all(rels), strict=True)
-    ]
+    return [_manifest(root, rel, data) for rel, data in zip(rels, root.read_all(rels), strict=True)]
 
 
 def _manifest_path(stage: str, key: str) -> str:
@@ -226,7 +224,7 @@ def _manifest(root: Root, rel: str, data: bytes) -> Manifest:
 
 
 def verify(root: Root, manifest: Manifest) -> None:
-    """Read every file of a finished unit; CorruptFileError names the first that is not as written."""
+    """Read all files of a finished unit; CorruptFileError names the first that has changed."""
     _verify(root, manifest.attempt, manifest.files)
 
 

@@ -1,28 +1,227 @@
 """Ragged Zarr maps: the typicality maps of one unit, of many shapes, in one Zarr v3 group.
 
 `values` and `m2` are float32 [Σ h·w], each one shard object with inner chunks of 131,072 values;
-`offsets` int64 [n+1] and `hw` int32 [n, 2] say where map i lies and its shape; ids, labels and the
-number of draws are attributes. 9 objects a unit, whatever n. One writer, never appended to.
+`offsets` int64 [n+1] and `hw` int32 [n, 2] say where each map lies and its shape; ids, labels and
+the number of draws are attributes. 9 objects a unit, whatever n. One writer, never appended to.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, cast
 
 import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import zarr
+from fsspec.implementations.local import LocalFileSystem
+from zarr.abc.store import Store
 from zarr.codecs import BloscCodec
-from zarr.core.buffer import default_buffer_prototype
-from zarr.core.buffer.cpu import Buffer
-from zarr.storage import MemoryStore
+from zarr.core.buffer import Buffer
+from zarr.core.buffer.cpu import Buffer as CpuBuffer
+from zarr.storage import FsspecStore, LocalStore, MemoryStore
 
 from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import Attempt, CorruptFileError, Manifest, read_bytes
 from diffmining_core.store.roots import Root, explained
 
+NAME = "maps.zarr"
+
 INNER_CHUNK = 131_072
-"""Values in an inner chunk of the shard: half a MiB, a quarter of an hour's choice in no place."""
+"""Values in one inner chunk, the least that is read: half a MiB before compression."""
+
+ARRAYS = ("values", "m2", "offsets", "hw")
+
+
+@dataclass
+class RaggedMaps:
+    """n typicality maps of any shapes, end to end.
+
+    values: float32 [Σ h·w], each map the mean over the draws, row-major. m2: float32 like values,
+    the sum over the draws of squared deviations from that mean. offsets: int64 [n+1], map i is
+    values[offsets[i]:offsets[i+1]]. hw: int32 [n, 2]. image_id, label: one per map.
+    """
+
+    values: npt.NDArray[np.float32]
+    m2: npt.NDArray[np.float32]
+    offsets: npt.NDArray[np.int64]
+    hw: npt.NDArray[np.int32]
+    image_id: list[str]
+    label: list[str]
+    n_draws: int
+
+    @classmethod
+    def pack(
+        cls,
+        means: Sequence[npt.NDArray[np.float32]],
+        m2s: Sequence[npt.NDArray[np.float32]],
+        image_id: Sequence[str],
+        label: Sequence[str],
+        n_draws: int,
+    ) -> RaggedMaps:
+        """Lay maps [h, w] and their m2 [h, w] end to end; ValueError if their shapes differ."""
+        for i, (mean, m2) in enumerate(zip(means, m2s, strict=True)):
+            if mean.ndim != 2 or mean.shape != m2.shape:
+                raise ValueError(
+                    f"map {i}: the mean {mean.shape} and the m2 {m2.shape} should have one shape "
+                    "[h, w]"
+                )
+        hw = np.array([mean.shape for mean in means], np.int32).reshape(-1, 2)
+        return cls(
+            values=_joined(means),
+            m2=_joined(m2s),
+            offsets=np.concatenate([[0], np.cumsum(hw.prod(axis=1, dtype=np.int64))]),
+            hw=hw,
+            image_id=list(image_id),
+            label=list(label),
+            n_draws=n_draws,
+        )
+
+    def map(self, i: int) -> npt.NDArray[np.float32]:
+        """Map i, float32 [h, w], a view."""
+        return self._of(self.values, i)
+
+    def standard_error(self, i: int) -> npt.NDArray[np.float32]:
+        """Standard error of map i's mean over the draws, √(m2 / (n (n - 1))), float32 [h, w].
+
+        ValueError for a single draw, which has none.
+        """
+        if self.n_draws < 2:
+            raise ValueError(f"a standard error needs 2 draws or more, there is {self.n_draws}")
+        variance = self._of(self.m2, i) / np.float32(self.n_draws - 1)
+        error: npt.NDArray[np.float32] = np.sqrt(variance / np.float32(self.n_draws))
+        return error
+
+    def _of(self, flat: npt.NDArray[np.float32], i: int) -> npt.NDArray[np.float32]:
+        start, stop = self.offsets[i], self.offsets[i + 1]
+        return flat[start:stop].reshape(self.hw[i, 0], self.hw[i, 1])
+
+
+def write_maps(attempt: Attempt, maps: RaggedMaps, name: str = NAME) -> None:
+    """Store the maps as the Zarr group `name`; InputError if their shapes do not fit together."""
+    _check(maps, attempt.unit)
+    objects: dict[str, Buffer] = {}  # filled in memory, so that each object gets its checksum
+    group = zarr.create_group(
+        MemoryStore(objects),
+        attributes={
+            "image_id": maps.image_id,
+            "label": maps.label,
+            "n_draws": maps.n_draws,
+        },
+    )
+    _write_flat(group, "values", maps.values)
+    _write_flat(group, "m2", maps.m2)
+    group.create_array("offsets", data=maps.offsets)
+    group.create_array("hw", data=maps.hw, chunks=(max(1, len(maps.hw)), 2))
+    for key, data in sorted(objects.items()):
+        attempt.write_bytes(f"{name}/{key}", data.to_bytes())
+
+
+def read_maps(root: Root, manifest: Manifest, name: str = NAME) -> RaggedMaps:
+    """All maps of a unit, every object checked against the manifest.
+
+    InputError naming the unit if there are no maps or their shapes do not fit together.
+    """
+    objects: dict[str, Buffer] = {
+        file.removeprefix(f"{name}/"): CpuBuffer.from_bytes(read_bytes(root, manifest, file))
+        for file in _objects(manifest, name)
+    }
+    group = zarr.open_group(MemoryStore(objects), mode="r")
+    attributes = group.attrs.asdict()
+    maps = RaggedMaps(
+        **{array: np.asarray(_array(group, array)[...]) for array in ARRAYS},
+        image_id=cast(list[str], attributes["image_id"]),
+        label=cast(list[str], attributes["label"]),
+        n_draws=cast(int, attributes["n_draws"]),
+    )
+    _check(maps, manifest.unit)
+    return maps
+
+
+def open_maps_dask(root: Root, manifest: Manifest) -> dict[str, da.Array]:
+    """The unit's `values`, `m2`, `offsets` and `hw` as lazy arrays whose chunks are the shards.
+
+    A slice reads only the inner chunks it touches. CorruptFileError if an object is missing: Zarr
+    would read zeros there.
+    """
+    folder = f"{manifest.attempt}/{NAME}"
+    with explained(root.url):
+        stored = root.fs.find(root.path_of(folder))
+        for file in _objects(manifest, NAME):
+            if root.path_of(f"{manifest.attempt}/{file}") not in stored:
+                raise CorruptFileError(f"{root.url_of(f'{manifest.attempt}/{file}')} is missing")
+        group = zarr.open_group(_store(root, folder), mode="r")
+        arrays = {name: _array(group, name) for name in ARRAYS}
+    return {
+        name: da.from_array(  # type: ignore[no-untyped-call]  # Dask types only part of itself
+            array, chunks=array.shape, name=f"{name}-{manifest.attempt}"
+        )
+        for name, array in arrays.items()
+    }
+
+
+def _joined(maps: Sequence[npt.NDArray[np.float32]]) -> npt.NDArray[np.float32]:
+    return np.concatenate([np.empty(0, np.float32), *(m.ravel() for m in maps)], dtype=np.float32)
+
+
+def _write_flat(group: zarr.Group, name: str, flat: npt.NDArray[np.float32]) -> None:
+    inner_chunks = max(1, -(-len(flat) // INNER_CHUNK))
+    group.create_array(
+        name,
+        data=flat,
+        chunks=(INNER_CHUNK,),
+        shards=(inner_chunks * INNER_CHUNK,),
+        compressors=BloscCodec(cname="zstd", clevel=5, shuffle="shuffle"),
+        # All-zero chunks too: every unit then has the same objects, and a missing one is a fault.
+        config={"write_empty_chunks": True},
+    )
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return array
+
+
+def _objects(manifest: Manifest, name: str) -> list[str]:
+    files = [file for file in manifest.files if file.startswith(f"{name}/")]
+    if not files:
+        raise InputError(
+            f"unit {manifest.unit} has no maps ({name}); it has {sorted(manifest.files)}: name a "
+            "unit of the stage typicality"
+        )
+    return files
+
+
+def _store(root: Root, folder: str) -> Store:
+    if isinstance(root.fs, LocalFileSystem):
+        return LocalStore(root.path_of(folder), read_only=True)
+    return FsspecStore.from_url(root.url_of(folder), read_only=True)
+
+
+def _check(maps: RaggedMaps, unit: str) -> None:
+    """InputError naming the unit, and the map where it can, if shapes do not fit together."""
+    n = len(maps.image_id)
+    expected: dict[str, tuple[npt.NDArray[Any], type, tuple[int, ...]]] = {
+        "values": (maps.values, np.float32, (int(maps.offsets[-1]) if len(maps.offsets) else 0,)),
+        "m2": (maps.m2, np.float32, maps.values.shape),
+        "offsets": (maps.offsets, np.int64, (n + 1,)),
+        "hw": (maps.hw, np.int32, (n, 2)),
+    }
+    for name, (array, dtype, shape) in expected.items():
+        if array.dtype != dtype or array.shape != shape:
+            raise InputError(
+                f"unit {unit}: {name} of {n} maps should be {np.dtype(dtype)} {list(shape)}, is "
+                f"{array.dtype} {list(array.shape)}; make the maps again"
+            )
+    if len(maps.label) != n:
+        raise InputError(f"unit {unit}: {n} maps have {len(maps.label)} labels; make them again")
+    lengths, areas = np.diff(maps.offsets), maps.hw.prod(axis=1, dtype=np.int64)
+    wrong = np.flatnonzero((lengths != areas) | (maps.hw <= 0).any(axis=1))
+    if len(wrong):
+        i = int(wrong[0])
+        raise InputError(
+            f"unit {unit}: map {i} (image {maps.image_id[i]}) has {lengths[i]} values, its shape "
+            f"{list(maps.hw[i])} needs {areas[i]}; make the maps again"
+        )

@@ -9,7 +9,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +30,7 @@ _memory_lock = threading.Lock()
 class Root:
     """A place for results; paths in it are relative, `/`-separated and never leave it.
 
-    url: absolute local path, or fsspec URL. fs: the fsspec file system. path: the root's path in it.
+    url: absolute local path, or fsspec URL. fs: the fsspec file system. path: the root in it.
     Every method raises InputError, in one sentence, where the user has to act: a full disk, a
     read-only place, missing or refused credentials. Other storage faults stay OSErrors.
     """
@@ -131,6 +131,8 @@ def open_root(url: str, create: bool = True) -> Root:
     create: make it where it does not exist and check that it can be written; else it must exist.
     InputError where that fails. Buckets are never made.
     """
+    if not url:
+        raise InputError("the root has no name: give a local folder or an s3:// address")
     try:
         # Another process may write here at any time: listings must not come from a cache.
         fs, path = fsspec.url_to_fs(url, use_listings_cache=False)
@@ -273,7 +275,8 @@ def _written_aside(path: Path, data: bytes) -> Iterator[Path]:
         yield aside
         _sync_folder(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # it may never have been made, or its folder not
+            aside.unlink()
 
 
 def _create_local(path: Path, data: bytes) -> bool:

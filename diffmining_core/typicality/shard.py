@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from diffmining_core.images.pixels import load_pixels, resized_hw
+from diffmining_core.images.shards import ShardImage
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.typicality.draws import draw, sample_posterior
@@ -34,20 +35,9 @@ class TypicalityOptions:
     seed: int
 
 
-@dataclass(frozen=True)
-class Image:
-    """One image of a shard under one label; `width` and `height` as in the dataset shard."""
-
-    image_id: str
-    uri: str
-    label: str
-    width: int
-    height: int
-
-
 def shard_typicality(
     pipeline: Pipeline,
-    images: Sequence[Image],
+    images: Sequence[ShardImage],
     options: TypicalityOptions,
     batch_size: int,
     on_forwards: Callable[[int], None] = lambda forwards: None,
@@ -80,7 +70,7 @@ def shard_typicality(
 
 
 def sampled_latents(
-    pipeline: Pipeline, images: Sequence[Image], size: int, seed: int
+    pipeline: Pipeline, images: Sequence[ShardImage], size: int, seed: int
 ) -> torch.Tensor:
     """One VAE posterior sample float32 [n, channels, h, w] of images of one shape."""
     with ThreadPoolExecutor(4) as pool:
@@ -91,7 +81,7 @@ def sampled_latents(
 
 
 def _by_shape(
-    images: Sequence[Image], size: int
+    images: Sequence[ShardImage], size: int
 ) -> Iterator[tuple[tuple[int, int], Iterable[int]]]:
     """Places of the images of each model-size shape (h, w)."""
 

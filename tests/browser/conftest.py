@@ -12,8 +12,9 @@ import pytest
 
 from diffmining_core.report import write_site
 
+# The report's own tests draw the same site.
 sys.path.insert(0, str(Path(__file__).parents[1] / "core" / "report"))
-from drawn_site import HOSTILE, drawn_source  # noqa: E402 (the report's tests draw the same site)
+from drawn_site import HOSTILE, drawn_source
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page

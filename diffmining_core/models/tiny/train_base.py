@@ -102,11 +102,11 @@ def draw_images(count: int, seed: int, patterns: float) -> tuple[torch.Tensor, l
     captions = []
     for i in range(count):
         if rng.random() < patterns:
-            images[i] = pattern(rng)
+            images[i] = np.asarray(pattern(rng))
             captions.append("Colourful shapes.")
         else:
             scene = draw_scene(rng, None, SIZE)
-            images[i] = scene.image
+            images[i] = np.asarray(scene.image)
             captions.append(caption(scene, rng))
     return torch.from_numpy(images).permute(0, 3, 1, 2), captions
 
@@ -141,7 +141,9 @@ def train_vae(pipeline: Pipeline, images: torch.Tensor, steps: int, seed: int) -
 
 def encode(pipeline: Pipeline, images: torch.Tensor) -> torch.Tensor:
     """Posterior means of all images, scaled."""
-    parts = [pipeline.encode_posterior(part.float() / 127.5 - 1)[0] for part in images.split(64)]
+    parts = [
+        pipeline.encode_posterior(part.float() / 127.5 - 1)[0] for part in torch.split(images, 64)
+    ]
     return torch.cat(parts)
 
 
@@ -175,7 +177,7 @@ def train_unet(
         noise_pred = pipeline.predict_noise(noisy, timesteps, text_encoder(tokens)[0])
         loss = F.mse_loss(noise_pred, noise)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it so
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()

@@ -114,6 +114,11 @@ def test_images_find_their_boxes_by_the_end_of_their_address() -> None:
         boxes_by_uri(TRUTH, uris[1:])
     assert boxes_by_uri(TRUTH, []) == {}
 
+    nested = TRUTH.slice(0, 1).set_column(0, "file", pa.array(["old/rome/a.png"]))
+    both = pa.concat_tables([TRUTH, nested])
+    found = boxes_by_uri(both, ["/data/old/rome/a.png", "/data/rome/a.png"])
+    assert [len(boxes) for boxes in found.values()] == [1, 3]
+
 
 def test_the_mask_holds_the_labels_boxes_clipped_to_the_image() -> None:
     boxes = [
@@ -182,15 +187,8 @@ def test_unusable_pixels_are_refused() -> None:
 
 
 def test_a_shard_of_maps_is_scored_at_the_size_of_its_images() -> None:
-    maps = RaggedMaps(
-        values=np.concatenate([np.eye(12).ravel(), np.ones(10 * 11)]).astype(np.float32),
-        m2=np.zeros(12 * 12 + 10 * 11, np.float32),
-        offsets=np.array([0, 144, 254]),
-        hw=np.array([[12, 12], [10, 11]], np.int32),
-        image_id=["a", "b"],
-        label=["rome", "rome"],
-        n_draws=1,
-    )
+    values = [np.eye(12, dtype=np.float32), np.ones((10, 11), np.float32)]
+    maps = RaggedMaps.pack(values, values, ["a", "b"], ["rome", "rome"], n_draws=1)
     scores = score_pixels(maps, {"a": "/d/rome/a.png", "b": "/d/rome/b.png"}, TRUTH, cell=8)
     assert scores.planted.sum() == 20 * 30 + 50 * 6 + 20 * 30
     assert (scores.planted + scores.others).sum() == 64 * (12 * 12 + 10 * 11)

@@ -37,17 +37,9 @@ SHAPES = [
 
 
 def ragged(maps: list[Map]) -> RaggedMaps:
-    hw = np.array([m.shape for m in maps], np.int32).reshape(-1, 2)
-    values = np.concatenate([m.ravel() for m in maps]) if maps else np.empty(0, np.float32)
-    return RaggedMaps(
-        values=values,
-        m2=np.zeros_like(values),
-        offsets=np.concatenate([[0], np.cumsum(hw.prod(axis=1))]).astype(np.int64),
-        hw=hw,
-        image_id=[f"{i:032x}" for i in range(len(maps))],
-        label=[("rome", "oslo")[i % 2] for i in range(len(maps))],
-        n_draws=8,
-    )
+    image_id = [f"{i:032x}" for i in range(len(maps))]
+    label = [("rome", "oslo")[i % 2] for i in range(len(maps))]
+    return RaggedMaps.pack(maps, [np.zeros_like(m) for m in maps], image_id, label, n_draws=8)
 
 
 def random_maps(n: int, seed: int = 0) -> list[Map]:
@@ -169,14 +161,8 @@ def test_a_shard_gives_what_its_images_give() -> None:
 def test_the_order_of_images_and_their_company_change_nothing() -> None:
     maps = random_maps(20)
     whole = ragged(maps)
-    reverse = RaggedMaps(
-        values=np.concatenate([m.ravel() for m in maps[::-1]]),
-        m2=np.zeros_like(whole.values),
-        offsets=np.concatenate([[0], np.cumsum(whole.hw[::-1].prod(axis=1))]).astype(np.int64),
-        hw=whole.hw[::-1],
-        image_id=whole.image_id[::-1],
-        label=whole.label[::-1],
-        n_draws=8,
+    reverse = RaggedMaps.pack(
+        maps[::-1], maps[::-1], whole.image_id[::-1], whole.label[::-1], n_draws=8
     )
     keys = [("image_id", "ascending"), ("kind", "ascending"), ("rank", "ascending")]
     tables = [shard_patches(m, 8, 20, 3, seed=5).sort_by(keys) for m in (whole, reverse)]

@@ -5,6 +5,7 @@ from functools import reduce
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from diffmining_core.patches import selection
@@ -95,6 +96,24 @@ def test_order_grouping_and_repetition_of_shards_change_nothing() -> None:
         assert select([*order, order[0]], 10).equals(expected)
 
 
+def test_an_image_found_twice_counts_once_at_its_better_place() -> None:
+    """The same bytes under two names: another batch may have moved its typicality by a last bit."""
+    first = patches(0, 4, labels=1)
+    typicality = pa.array(first["typicality"].to_numpy() + np.float32(0.25))
+    second = first.set_column(first.schema.names.index("typicality"), "typicality", typicality)
+    zero = TopPatches.empty(100, 7)
+    tops = [
+        zero.add(a, uris(a)).merge(zero.add(b, uris(b)))
+        for a, b in ((first, second), (second, first))
+    ]
+    for kind, better in (("highest", second), ("lowest", first)):
+        expected = better.filter(pc.equal(better["kind"], kind))["typicality"].to_pylist()
+        for top in tops:
+            table = top.table()
+            found = table.filter(pc.equal(table["kind"], kind))["typicality"].to_pylist()
+            assert sorted(found) == sorted(expected)
+
+
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "PENDING_ROWS", 1)
     top = TopPatches.empty(5, 7)
@@ -116,7 +135,7 @@ def test_the_seed_changes_the_random_patches_alone() -> None:
     table = patches(0, 40)
     one, two = (TopPatches.empty(8, seed).add(table, uris(table)).table() for seed in (1, 2))
     for kind in KINDS:
-        same = [t.filter(pa.compute.equal(t["kind"], kind)) for t in (one, two)]
+        same = [t.filter(pc.equal(t["kind"], kind)) for t in (one, two)]
         assert same[0].equals(same[1]) == (kind != "random")
 
 

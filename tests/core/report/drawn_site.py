@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,7 +41,7 @@ class DrawnImages:
         return self.maps[image_id]
 
     def typicality_before(self, image_id: str, label: str) -> NDArray[np.float32] | None:
-        return self.maps[image_id] / 4
+        return self.maps[image_id] / np.float32(4)
 
 
 def drawn_source(
@@ -107,7 +108,7 @@ def drawn_source(
 
 def _image_rows(
     drawn: DrawnImages, label: str, place: int, number: int, black: bool
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     rng = np.random.default_rng([place, number])
     height, width = (64, 96) if number % 2 else (96, 64)
     uri = f'memory://{place}/{number} "quoted" & <b>.png'

@@ -41,7 +41,8 @@ class Page(HTMLParser):
         return [
             attributes
             for name, attributes in self.elements
-            if name == tag and css_class in (attributes.get("class") or "").split(" ") + [""]
+            if name == tag
+            and (not css_class or css_class in (attributes.get("class") or "").split(" "))
         ]
 
 
@@ -188,7 +189,7 @@ def test_patches_in_the_sprite_are_the_images_own(site: Path) -> None:
     source = drawn_source()
     page = Page(site / "labels" / "barn.html")
     data = page_data(site / "labels" / "barn.html")
-    uris = dict(zip(*(source.selection[name].to_pylist() for name in ("image_id", "uri"))))
+    uris = {row["image_id"]: row["uri"] for row in source.selection.to_pylist()}
     views = [a for tag, a in page.elements if tag == "svg" and "viewbox" in a]
     tiles = [view for view in views if (view["viewbox"] or "").endswith(" 24 24")]
     patches = page.all("a", "patch")

@@ -1,0 +1,109 @@
+"""From an image file's bytes to the pixels a model sees, by one rule everywhere.
+
+The model-size image: EXIF orientation applied, RGB, resized (Lanczos) so that the shorter side has
+`size` pixels, cropped at the right and at the bottom to multiples of 8. At most 7 pixels at those
+two edges are not seen. All coordinates of the project (y, x from the top left) are pixels of it.
+"""
+
+from __future__ import annotations
+
+import io
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from diffmining_core.errors import InputError
+
+IMAGE_MULTIPLE = 8
+"""Pixels along one latent cell of Stable Diffusion: model-size sides are multiples of it."""
+
+
+def resized_hw(width: int, height: int, size: int) -> tuple[int, int]:
+    """(h, w) of the model-size image of an image of width × height pixels."""
+    resized_width, resized_height = _resized_size(width, height, size)
+    return _multiple(resized_height), _multiple(resized_width)
+
+
+def decode_rgb(data: bytes) -> Image.Image:
+    """The whole image, upright, in RGB; transparent parts over white, 16-bit greys as 8-bit.
+
+    InputError with the reason if the bytes are no image that can be read to its end. Colour
+    profiles are not applied.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image)
+    except InputError:
+        raise
+    except Exception as error:  # on broken bytes Pillow's readers raise nearly anything
+        raise InputError(f"not a readable image: {_reason(error)}") from error
+
+
+def header_size(data: bytes) -> tuple[int, int]:
+    """(width, height) as the file's header has them, before EXIF; no pixel is decoded.
+
+    InputError with the reason if there is no such header.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.size
+    except Exception as error:  # as above
+        raise InputError(f"not a readable image: {_reason(error)}") from error
+
+
+def load_pixels(uri: str, size: int) -> npt.NDArray[np.uint8]:
+    """The model-size image uint8 [h, w, 3] of the image at a local path or fsspec URL.
+
+    InputError naming the image if it is gone or cannot be decoded.
+    """
+    try:
+        with fsspec.open(uri, "rb") as file:
+            image = decode_rgb(file.read())
+    except FileNotFoundError as error:
+        raise InputError(
+            f"image {uri} is gone since the dataset was indexed; put it back, or start again "
+            "without it"
+        ) from error
+    except InputError as error:
+        raise InputError(f"image {uri}: {error}; it has changed since it was indexed") from error
+    resized = image.resize(_resized_size(*image.size, size), Image.Resampling.LANCZOS)
+    h, w = resized_hw(*image.size, size)
+    return np.array(resized.crop((0, 0, w, h)))
+
+
+def _resized_size(width: int, height: int, size: int) -> tuple[int, int]:
+    """(width, height) after the resize, before the crop."""
+    short = min(width, height)
+    return round(width * size / short), round(height * size / short)
+
+
+def _multiple(side: int) -> int:
+    return side - side % IMAGE_MULTIPLE
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint16)  # native byte order
+        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise InputError(
+            f"its pixels are {'integers' if image.mode == 'I' else 'fractions'} of no set range; "
+            "save it with 8 or 16 bits"
+        )
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    """Why Pillow gave up, in one line that is the same in every run."""
+    if isinstance(error, UnidentifiedImageError):  # its text holds a memory address
+        return "no known image format"
+    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
+        return "more pixels than are safe to decode"
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,88 @@
+"""The command line: `diffmining mine`, `diffmining demo`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from diffmining_core.errors import InputError
+from flows.parameters import MineParameters
+
+app = App(name="diffmining", help="Show what is typical of each label of an image collection.")
+
+
+@app.command
+def mine(parameters: Annotated[MineParameters, Parameter(name="*")]) -> None:
+    """Mine a dataset: index, finetune, measure typicality, cluster patches, draw the page.
+
+    Run it again with the same dataset, model and root to go on where it stopped.
+    """
+    from flows.mine import mine as flow
+
+    print_end(flow(parameters))
+
+
+@app.command
+def demo(folder: Path = Path("demo")) -> None:
+    """Mine the built-in street scenes with the tiny pipeline, and measure it against the truth.
+
+    Parameters
+    ----------
+    folder
+        Where the scenes, the results and the page go.
+    """
+    from flows.demo import demo as run
+
+    print_end(run(folder))
+
+
+def print_end(summary: dict[str, Any]) -> None:
+    """The run's numbers, and the page to open."""
+    print()
+    if "average_precision" in summary:
+        precision, hits = summary["average_precision"], summary["hits"]
+        print("Truth: typicality against the planted elements")
+        before = f"{precision['before']:.3f} before, " if "before" in precision else ""
+        print(
+            f"  average precision  {before}{precision['after']:.3f} after finetuning "
+            f"(base rate {precision['base_rate']:.3f})"
+        )
+        print(
+            "  patches that hit   "
+            + ", ".join(f"{kind} {hits[kind]:.0%}" for kind in ("highest", "random", "lowest"))
+        )
+        print("  purity of the best clusters")
+        for label, purity in summary["cluster_purity"].items():
+            print(f"    {label:12s} " + " ".join(f"{share:4.0%}" for share in purity))
+    print(
+        f"{summary['images']} images in {summary['shards']} shards, "
+        f"{summary['set_aside']} set aside, {summary['unet_forwards']} UNet forwards, "
+        f"{summary['seconds']:.0f} s, at most {summary['peak_memory_mb']} MB"
+    )
+    for note in summary["notes"]:
+        print(f"Note: {note}")
+    print(f"Open {summary['page']}")
+
+
+class _OneSentence(logging.Filter):
+    """Leaves the traceback out of Prefect's records of an error that is the user's to mend."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info and isinstance(record.exc_info[1], InputError):
+            record.exc_info = None
+        return True
+
+
+def main() -> None:
+    """Run the command; an error that is the user's to mend is one sentence and status 2."""
+    for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
+        logging.getLogger(name).addFilter(_OneSentence())
+    try:
+        app()
+    except InputError as error:
+        print(f"diffmining: {error}", file=sys.stderr)
+        sys.exit(2)
