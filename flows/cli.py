@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -79,6 +80,9 @@ class _OneSentence(logging.Filter):
 
 def main() -> None:
     """Run the command; an error that is the user's to mend is one sentence and status 2."""
+    # Nothing leaves this machine unless asked for.
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
         logging.getLogger(name).addFilter(_OneSentence())
     try:

@@ -89,9 +89,9 @@ def finetune(
         with Progress("finetune", train_options.steps, "steps") as progress:
 
             def on_step(step: int, loss: float) -> None:
-                progress.bar.n = step
-                progress.note(f"loss {loss:.4f}")
-                progress.advance()
+                if progress.bar.n < step:
+                    progress.start_at(step)  # gone on from a checkpoint
+                progress.advance(1, f"loss {loss:.4f}")
 
             losses = train(
                 pipeline,

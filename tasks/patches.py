@@ -20,7 +20,7 @@ def patches_unit(typicality_key: str, options: dict[str, Any]) -> Unit:
     return Unit(STAGE, ALGO, (typicality_key,), options)
 
 
-@stage_task(STAGE, "patches {typicality_key}")
+@stage_task(STAGE, "patches {typicality_key:.8}")
 def patches(root: str, typicality_key: str, options: dict[str, Any]) -> Done:
     """Score and pick the patches of one shard."""
 

@@ -21,7 +21,9 @@ class Progress:
     def __init__(self, name: str, total: int, unit: str) -> None:
         # On a terminal the bar moves; in a log file a line every half minute is enough.
         interval = 0.5 if sys.stderr.isatty() else 30
-        self.bar = tqdm(total=total, desc=name, unit=f" {unit}", mininterval=interval, leave=True)
+        self.name = name
+        self.text = ""
+        self.bar = tqdm(total=total, desc=name, unit=f" {unit}", mininterval=interval)
         self.artifact: UUID | None = None
         self.updated = time.monotonic()
         if TaskRunContext.get() is not None:
@@ -39,21 +41,34 @@ class Progress:
         self._publish()
         self.bar.close()
 
-    def advance(self, count: int = 1) -> None:
-        """Note `count` more pieces of work."""
+    def advance(self, count: int = 1, text: str = "") -> None:
+        """Note `count` more pieces of work, and a short figure such as the current loss."""
+        self.text = text
+        self.bar.set_postfix_str(text, refresh=False)
         self.bar.update(count)
         if time.monotonic() - self.updated > SECONDS_BETWEEN_UPDATES:
             self._publish()
 
-    def note(self, text: str) -> None:
-        """Show a short figure beside the bar, such as the current loss."""
-        self.bar.set_postfix_str(text, refresh=False)
+    def start_at(self, done: int) -> None:
+        """Show work that an earlier run has done."""
+        self.bar.n = self.bar.initial = done
+        self.bar.refresh()
 
     def _publish(self) -> None:
         if self.artifact is None:
             return
         self.updated = time.monotonic()
-        done, total = self.bar.n, max(self.bar.total, 1)
+        figures = self.bar.format_dict
+        n, total, seconds = figures["n"], max(figures["total"], 1), figures["elapsed"]
+        rate = (n - figures["initial"]) / max(seconds, 1e-9)
+        left = tqdm.format_interval((total - n) / rate) if rate else "unknown"
+        words = [
+            f"{self.name}: {n} of {total}{figures['unit']}",
+            f"{rate:.3g}{figures['unit']} a second",
+            f"{left} left",
+        ]
         update_progress_artifact(
-            self.artifact, progress=100 * done / total, description=self.bar.__str__()
+            self.artifact,
+            progress=100 * n / total,
+            description=", ".join([*words, self.text] if self.text else words),
         )

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -137,6 +139,9 @@ def load_pipeline(
     Raises `InputError` if there is no such model, the hub cannot be reached, or the folder is no
     Stable Diffusion pipeline.
     """
+    # Their bars for reading a file would stand between ours.
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     folder = find_model(model)
     parts: dict[str, Any] = {}
     loaders = {

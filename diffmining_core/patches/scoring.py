@@ -131,7 +131,8 @@ def random_patches(shape: Position, size: int, count: int, seed: int) -> list[Po
 
     shape is that of the score array, not of the image.
     """
-    return pick_patches(np.random.default_rng(seed).random(shape), size, count)
+    scores = np.random.default_rng(seed).random(shape, dtype=np.float32)
+    return pick_patches(scores, size, count)
 
 
 def image_seed(seed: int, image_id: str) -> int:

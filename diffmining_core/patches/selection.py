@@ -43,7 +43,7 @@ class TopPatches:
 
     Highest come by descending, lowest by ascending typicality, random ones by a hash of (seed,
     image, y, x); ties by image, y, x. A patch found twice (an image that lies in the dataset twice
-    under one label) counts once.
+    under one label) counts once, at the better of its typicalities.
     """
 
     count: int

@@ -15,12 +15,11 @@ import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import zarr
-from fsspec.implementations.local import LocalFileSystem
-from zarr.abc.store import Store
+from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from zarr.codecs import BloscCodec
 from zarr.core.buffer import Buffer
 from zarr.core.buffer.cpu import Buffer as CpuBuffer
-from zarr.storage import FsspecStore, LocalStore, MemoryStore
+from zarr.storage import FsspecStore, MemoryStore
 
 from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import Attempt, CorruptFileError, Manifest, read_bytes
@@ -151,7 +150,10 @@ def open_maps_dask(root: Root, manifest: Manifest) -> dict[str, da.Array]:
         for file in _objects(manifest, NAME):
             if root.path_of(f"{manifest.attempt}/{file}") not in stored:
                 raise CorruptFileError(f"{root.url_of(f'{manifest.attempt}/{file}')} is missing")
-        group = zarr.open_group(_store(root, folder), mode="r")
+        # Zarr's own S3 client would stay open when nobody uses the arrays any more.
+        fs = AsyncFileSystemWrapper(root.fs, asynchronous=True)
+        store = FsspecStore(fs, read_only=True, path=root.path_of(folder))
+        group = zarr.open_group(store, mode="r")
         arrays = {name: _array(group, name) for name in ARRAYS}
     return {
         name: da.from_array(  # type: ignore[no-untyped-call]  # Dask types only part of itself
@@ -192,12 +194,6 @@ def _objects(manifest: Manifest, name: str) -> list[str]:
             "unit of the stage typicality"
         )
     return files
-
-
-def _store(root: Root, folder: str) -> Store:
-    if isinstance(root.fs, LocalFileSystem):
-        return LocalStore(root.path_of(folder), read_only=True)
-    return FsspecStore.from_url(root.url_of(folder), read_only=True)
 
 
 def _check(maps: RaggedMaps, unit: str) -> None:

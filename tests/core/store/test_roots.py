@@ -190,12 +190,12 @@ def fresh_s3(bucket: str, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch
 def test_missing_credentials_are_named(fresh_s3: pytest.MonkeyPatch) -> None:
     fresh_s3.delenv("AWS_ACCESS_KEY_ID")
     fresh_s3.delenv("AWS_SECRET_ACCESS_KEY")
-    with pytest.raises(InputError, match="no usable credentials.*set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(InputError, match=r"no usable credentials.*set AWS_ACCESS_KEY_ID"):
         open_root(f"s3://results/{uuid4().hex}")
 
 
 def test_a_server_that_is_not_there_is_named(fresh_s3: pytest.MonkeyPatch) -> None:
     fresh_s3.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
     fresh_s3.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(InputError, match="cannot be reached.*check the address"):
+    with pytest.raises(InputError, match=r"cannot be reached.*check the address"):
         open_root(f"s3://results/{uuid4().hex}")
