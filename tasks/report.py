@@ -18,7 +18,7 @@ from diffmining_core.images.pixels import load_pixels
 from diffmining_core.report import ALGO
 from diffmining_core.report.page import render_index, write_site
 from diffmining_core.report.source import SiteSource
-from diffmining_core.store.ledger import Attempt, read_manifest
+from diffmining_core.store.ledger import Attempt, read_bytes, read_manifest
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
@@ -30,6 +30,8 @@ from tasks.selection import selected
 from tasks.units import Done, fill, stage_task
 
 STAGE = "report"
+ROOT_PAGE = "root.html"
+"""The overview as it stands at the root: its links lead into the unit's folder."""
 
 Map = npt.NDArray[np.float32]
 
@@ -79,7 +81,7 @@ def report(
             source = site_source(opened, title, results, facts, truth)
             write_site(source, Path(folder))
             attempt.write_folder(Path(folder))
-            attempt.write_bytes("root.html", render_index(source, "@PREFIX@").encode())
+            attempt.write_bytes(ROOT_PAGE, render_index(source, f"{attempt.folder}/").encode())
 
     return fill(root, report_unit(results, facts, truth), produce)
 
@@ -89,8 +91,7 @@ def publish_page(root: str, key: str) -> str:
     opened = open_root(root)
     manifest = read_manifest(opened, STAGE, key)
     assert manifest is not None, "a key is passed on once its unit is published"
-    page = opened.read_bytes(f"{manifest.attempt}/root.html").decode()
-    opened.write_bytes("index.html", page.replace("@PREFIX@", f"{manifest.attempt}/").encode())
+    opened.write_bytes("index.html", read_bytes(opened, manifest, ROOT_PAGE))
     return opened.url_of("index.html")
 
 

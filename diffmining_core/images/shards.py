@@ -21,6 +21,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
+from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
 from diffmining_core.errors import InputError
@@ -93,8 +94,9 @@ class IndexPlan:
 def list_folder(url: str) -> list[FoundImage]:
     """The images of a folder with one sub-folder per label, in an order that mixes the labels.
 
-    Files at any depth below a label's folder have that label. Hidden files and folders are skipped;
-    other files that are no images are counted in the log. InputError if there is no such folder, or
+    Files at any depth below a label's folder have that label. A pattern such as `clothing/*` stands
+    for several such folders, say of splits that have the same labels. Hidden files and folders are
+    skipped; other files that are no images are counted in the log. InputError if there is no such folder, or
     no sub-folder with images.
     """
     try:
@@ -105,11 +107,10 @@ def list_folder(url: str) -> list[FoundImage]:
             "as s3://bucket/folder"
         ) from error
     with explained(url):
-        if isinstance(fs, LocalFileSystem):
-            listed = list(_listed_local(Path(path)))
-        else:
-            listed = list(_listed_remote(fs, path))
-    if not listed and not fs.isdir(path):
+        is_pattern = has_magic(path) and not fs.isdir(path)
+        folders = sorted(fs.glob(path)) if is_pattern else [path]
+        listed = [file for folder in folders for file in _listed(fs, folder)]
+    if not listed and not any(fs.isdir(folder) for folder in folders):
         raise InputError(f"dataset {url}: there is no such folder; give one that exists")
     visible = [file for file in listed if not _is_hidden(file[0])]
     labelled = [file for file in visible if _is_labelled_image(file[0])]
@@ -138,6 +139,13 @@ def _is_image(inner: str) -> bool:
 
 def _is_labelled_image(inner: str) -> bool:
     return "/" in inner and _is_image(inner)
+
+
+def _listed(fs: Any, folder: str) -> Iterator[tuple[str, str, str]]:
+    """(path below the folder, uri, fingerprint) of every file below a folder."""
+    if isinstance(fs, LocalFileSystem):
+        return _listed_local(Path(folder))
+    return _listed_remote(fs, folder)
 
 
 def _listed_local(folder: Path) -> Iterator[tuple[str, str, str]]:

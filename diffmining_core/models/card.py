@@ -35,7 +35,7 @@ def model_card(
         "",
         "| option | value |",
         "|---|---|",
-        *(f"| {name} | `{value!r}` |" for name, value in options.items()),
+        *(f"| {name} | {_code(value)} |" for name, value in options.items()),
         "",
         "| label | images |",
         "|---|---|",
@@ -47,3 +47,7 @@ def model_card(
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _code(value: Any) -> str:
+    return "`" + repr(value).replace("|", "\\|") + "`"

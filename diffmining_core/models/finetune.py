@@ -104,10 +104,10 @@ def finetune(
     for step in range(first, options.steps):
         latents, noise, timesteps, embeds = batches.at(step)
         with torch.autocast(pipeline.device.type, torch.bfloat16, pipeline.device.type == "cuda"):
-            noise_pred = pipeline.predict_noise(
+            prediction = pipeline.predict(
                 pipeline.add_noise(latents, noise, timesteps), timesteps, embeds
             )
-        loss = F.mse_loss(noise_pred, noise)
+        loss = F.mse_loss(prediction, pipeline.training_target(latents, noise, timesteps))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call] # torch leaves it so
         torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
@@ -218,37 +218,38 @@ class _Batches:
     ) -> list[tuple[torch.Tensor, torch.Tensor, str]]:
         """Posterior mean and std [channels, size / cell, size / cell] and label of each image.
 
-        Images that need no crop are encoded once and kept, as far as the cache reaches.
+        Images that need no crop are encoded once and kept, as far as the cache reaches. Each goes
+        through the VAE alone: the batch's size would show in the last bits, and a resumed run,
+        whose cache is empty, would leave the undisturbed one's path.
         """
-        found: dict[int, tuple[torch.Tensor, torch.Tensor, str]] = {}
-        crops: list[npt.NDArray[np.uint8]] = []
-        fresh: list[tuple[int, str, bool]] = []
+        encoded = []
         places = torch.rand(len(indices), 2, generator=generator).tolist()
-        for slot, index in enumerate(indices):
+        for index, place in zip(indices, places, strict=True):
             if index in self.posteriors:
-                found[slot] = self.posteriors[index]
+                encoded.append(self.posteriors[index])
                 continue
             pixels, label = self.images.load(index)
-            crops.append(random_crop(pixels, self.options.size, places[slot]))
-            fresh.append((slot, label, crops[-1].shape == pixels.shape))
-        if crops:
-            pixel_values = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float()
-            means, stds = self.pipeline.encode_posterior(pixel_values / 127.5 - 1)
-            for (slot, label, whole), mean, std in zip(fresh, means.cpu(), stds.cpu(), strict=True):
-                found[slot] = (mean, std, label)
-                if whole and self.cached_bytes < LATENT_CACHE_BYTES:
-                    self.posteriors[indices[slot]] = found[slot]
-                    self.cached_bytes += 2 * mean.nbytes
-        return [found[slot] for slot in range(len(indices))]
+            crop = random_crop(pixels, self.options.size, place)
+            pixel_values = torch.from_numpy(crop).permute(2, 0, 1)[None].float() / 127.5 - 1
+            mean, std = (part[0].cpu() for part in self.pipeline.encode_posterior(pixel_values))
+            encoded.append((mean, std, label))
+            if crop.shape == pixels.shape and self.cached_bytes < LATENT_CACHE_BYTES:
+                self.posteriors[index] = encoded[-1]
+                self.cached_bytes += mean.nbytes + std.nbytes
+        return encoded
 
 
 def random_crop(
     pixels: npt.NDArray[np.uint8], size: int, place: Sequence[float]
 ) -> npt.NDArray[np.uint8]:
-    """The size × size window of `pixels` [h, w, 3] at `place`, two numbers in [0, 1)."""
-    top = int(place[0] * (pixels.shape[0] - size + 1))
-    left = int(place[1] * (pixels.shape[1] - size + 1))
-    return pixels[top : top + size, left : left + size]
+    """The square window of `pixels` [h, w, 3] at `place`, two numbers in [0, 1).
+
+    Its side is `size`, or the image's shorter side where `size` is no multiple of 8.
+    """
+    side = min(size, *pixels.shape[:2])
+    top = int(place[0] * (pixels.shape[0] - side + 1))
+    left = int(place[1] * (pixels.shape[1] - side + 1))
+    return pixels[top : top + side, left : left + side]
 
 
 def _keep(

@@ -16,6 +16,7 @@ import diffusers
 import torch
 import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffmining_core.errors import InputError
@@ -94,6 +95,15 @@ class Pipeline:
         signal, sigma = self._signal_and_sigma(timesteps)
         return signal * latents + sigma * noise
 
+    def predict(
+        self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, prompt_embeds: torch.Tensor
+    ) -> torch.Tensor:
+        """What the UNet itself predicts [n, channels, h, w], float32; see `training_target`."""
+        prediction: torch.Tensor = self.unet(
+            noisy_latents.to(self.dtype), timesteps, encoder_hidden_states=prompt_embeds
+        ).sample.float()
+        return prediction
+
     def predict_noise(
         self, noisy_latents: torch.Tensor, timesteps: torch.Tensor, prompt_embeds: torch.Tensor
     ) -> torch.Tensor:
@@ -102,14 +112,20 @@ class Pipeline:
         A model trained to predict the velocity v = sqrt(ā) ε - sqrt(1 - ā) x_0 (Stable Diffusion
         2.x) is read as ε̂ = sqrt(ā) v̂ + sqrt(1 - ā) x_t.
         """
-        prediction: torch.Tensor = self.unet(
-            noisy_latents.to(self.dtype), timesteps, encoder_hidden_states=prompt_embeds
-        ).sample.float()
+        prediction = self.predict(noisy_latents, timesteps, prompt_embeds)
         if self.scheduler.config.prediction_type == "epsilon":
             return prediction
         signal, sigma = self._signal_and_sigma(timesteps)
-        noise_pred: torch.Tensor = signal * prediction + sigma * noisy_latents.float()
-        return noise_pred
+        return signal * prediction + sigma * noisy_latents.float()
+
+    def training_target(
+        self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """What `predict` should have said: the noise ε, or the velocity v of such a model."""
+        if self.scheduler.config.prediction_type == "epsilon":
+            return noise
+        signal, sigma = self._signal_and_sigma(timesteps)
+        return signal * noise - sigma * latents
 
     def _signal_and_sigma(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         alpha_bar = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
@@ -119,6 +135,9 @@ class Pipeline:
     def save(self, folder: Path) -> None:
         """Write all parts as a diffusers folder that `StableDiffusionPipeline` loads."""
         index: dict[str, Any] = {"_class_name": "StableDiffusionPipeline"}
+        for module in (self.unet, self.vae):
+            # diffusers would write the folder it loaded from, and the digest would depend on it.
+            module.register_to_config(_name_or_path="")
         for name in COMPONENTS:
             part = getattr(self, name)
             part.save_pretrained(folder / name)
@@ -161,12 +180,18 @@ def load_pipeline(
             precision["use_safetensors"] = True
         try:
             parts[name] = loader.from_pretrained(folder / name, **precision)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(
                 f"The {name} of model {model} cannot be loaded as {loader.__name__} with "
                 f"safetensors weights ({first_line(error)}); give a Stable Diffusion pipeline "
                 "saved by diffusers with safe_serialization=True."
             ) from error
+    predicts = parts["scheduler"].config.prediction_type
+    if predicts not in ("epsilon", "v_prediction"):
+        raise InputError(
+            f"Model {model} predicts {predicts!r}, but only models that predict the noise "
+            "(epsilon) or the velocity (v_prediction) can be mined; give another model."
+        )
     for name in ("unet", "vae", "text_encoder"):
         parts[name].to(device)
     return Pipeline(**parts, digest=model_digest(folder), folder=folder)

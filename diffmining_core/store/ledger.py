@@ -272,13 +272,19 @@ def _stored_blocks(root: Root, rel: str) -> Iterator[bytes]:
 
 def read_bytes(root: Root, manifest: Manifest, name: str) -> bytes:
     """The content of one file of a finished unit, checked; CorruptFileError if it has changed."""
-    rel = _stored(manifest, name)
+    return read_files(root, manifest, [name])[0]
+
+
+def read_files(root: Root, manifest: Manifest, names: Sequence[str]) -> list[bytes]:
+    """The contents of several files of a finished unit, checked like one."""
+    rels = [_stored(manifest, name) for name in names]
     try:
-        data = root.read_bytes(rel)
+        contents = root.read_all(rels)
     except FileNotFoundError as error:
-        raise CorruptFileError(f"{root.url_of(rel)} is missing; {_REMEDY}") from error
-    _check(root, rel, manifest.files[name], _record(iter([data])))
-    return data
+        raise CorruptFileError(f"{error} is missing; {_REMEDY}") from error
+    for name, rel, data in zip(names, rels, contents, strict=True):
+        _check(root, rel, manifest.files[name], _record(iter([data])))
+    return contents
 
 
 def read_table(root: Root, manifest: Manifest, name: str) -> pa.Table:

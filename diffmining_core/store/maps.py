@@ -22,7 +22,7 @@ from zarr.core.buffer.cpu import Buffer as CpuBuffer
 from zarr.storage import FsspecStore, MemoryStore
 
 from diffmining_core.errors import InputError
-from diffmining_core.store.ledger import Attempt, CorruptFileError, Manifest, read_bytes
+from diffmining_core.store.ledger import Attempt, CorruptFileError, Manifest, read_files
 from diffmining_core.store.roots import Root, explained
 
 NAME = "maps.zarr"
@@ -122,9 +122,10 @@ def read_maps(root: Root, manifest: Manifest, name: str = NAME) -> RaggedMaps:
 
     InputError naming the unit if there are no maps or their shapes do not fit together.
     """
+    files = _objects(manifest, name)
     objects: dict[str, Buffer] = {
-        file.removeprefix(f"{name}/"): CpuBuffer.from_bytes(read_bytes(root, manifest, file))
-        for file in _objects(manifest, name)
+        file.removeprefix(f"{name}/"): CpuBuffer.from_bytes(data)
+        for file, data in zip(files, read_files(root, manifest, files), strict=True)
     }
     group = zarr.open_group(MemoryStore(objects), mode="r")
     attributes = group.attrs.asdict()
@@ -219,5 +220,5 @@ def _check(maps: RaggedMaps, unit: str) -> None:
         i = int(wrong[0])
         raise InputError(
             f"unit {unit}: map {i} (image {maps.image_id[i]}) has {lengths[i]} values, its shape "
-            f"{list(maps.hw[i])} needs {areas[i]}; make the maps again"
+            f"{maps.hw[i].tolist()} needs {areas[i]}; make the maps again"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -70,17 +70,26 @@ class Root:
 
     def read_bytes(self, rel: str) -> bytes:
         """The bytes of file `rel`; FileNotFoundError if there is none."""
-        with explained(self.url):
-            return bytes(self.fs.cat_file(self.path_of(rel)))
+        return self.read_all([rel])[0]
 
-    def read_all(self, rels: list[str]) -> list[bytes]:
-        """The bytes of several files, read concurrently where the storage allows it."""
-        if not rels:
-            return []
+    def read_all(self, rels: Sequence[str]) -> list[bytes]:
+        """The bytes of several files, read at once where the storage allows it, one GET each.
+
+        FileNotFoundError with the address of the first that is not there.
+        """
         paths = [self.path_of(rel) for rel in rels]
         with explained(self.url):
-            found = self.fs.cat(paths)
-        return [found[path] for path in paths]
+            answers = self.fs.cat_ranges(paths, 0, None)  # asks for no sizes, unlike cat
+            return [self._content(rel, answer) for rel, answer in zip(rels, answers, strict=True)]
+
+    def _content(self, rel: str, answer: bytes | Exception) -> bytes:
+        if not isinstance(answer, Exception):
+            return bytes(answer)
+        if _s3_status(answer) == 416:  # no range of an empty file can be had
+            return b""
+        if isinstance(answer, FileNotFoundError) and _s3_code(answer) != "NoSuchBucket":
+            raise FileNotFoundError(self.url_of(rel)) from answer
+        raise answer
 
     def write_bytes(self, rel: str, data: bytes) -> None:
         """Write or replace file `rel`; readers see the old bytes or the new, never half of them."""

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +22,7 @@ from diffmining_core.store.ledger import (
     read_json,
 )
 from diffmining_core.store.maps import RaggedMaps, open_maps_dask, read_maps, write_maps
-from diffmining_core.store.roots import Root
+from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 
 UNIT = Unit("typicality", "1", ("shard", "model"), {})
@@ -48,6 +50,11 @@ def ragged(shapes: list[tuple[int, int]] = SHAPES) -> RaggedMaps:
     return RaggedMaps.pack(means, m2s, [f"{i:032x}" for i in n], [f"länd {i % 2}" for i in n], 16)
 
 
+@pytest.fixture
+def memory() -> Root:
+    return open_root(f"memory://{uuid4().hex}")
+
+
 def store(root: Root, maps: RaggedMaps) -> Manifest:
     return complete(root, UNIT, lambda attempt: write_maps(attempt, maps))
 
@@ -67,13 +74,13 @@ def test_maps_come_back_bit_by_bit(root: Root, shapes: list[tuple[int, int]]) ->
     assert_same(read_maps(root, store(root, maps)), maps)
 
 
-def test_every_float32_comes_back_bit_by_bit(root: Root) -> None:
+def test_every_float32_comes_back_bit_by_bit(memory: Root) -> None:
     bits = np.random.default_rng(0).integers(0, 2**32, 2**18, np.uint32)  # NaN, subnormal, -0 too
     values = np.concatenate([[0, 1, 0x80000000], bits[3:]]).astype(np.uint32).view(np.float32)
     maps = RaggedMaps.pack(
         [values.reshape(512, 512)], [np.zeros((512, 512), np.float32)], ["a"], ["b"], 2
     )
-    assert_same(read_maps(root, store(root, maps)), maps)
+    assert_same(read_maps(memory, store(memory, maps)), maps)
 
 
 def test_each_map_has_its_own_shape() -> None:
@@ -119,11 +126,11 @@ def test_a_unit_has_nine_objects_whatever_its_maps(root: Root, maps: RaggedMaps)
     assert_same(read_maps(root, manifest), maps)
 
 
-def test_values_lie_in_one_shard_of_small_chunks(root: Root) -> None:
-    manifest = store(root, ragged())
+def test_values_lie_in_one_shard_of_small_chunks(memory: Root) -> None:
+    manifest = store(memory, ragged())
     values = sum(h * w for h, w in SHAPES)
     for name in ("values", "m2"):
-        array: dict[str, Any] = read_json(root, manifest, f"maps.zarr/{name}/zarr.json")
+        array: dict[str, Any] = read_json(memory, manifest, f"maps.zarr/{name}/zarr.json")
         assert array["zarr_format"] == 3
         assert array["data_type"] == "float32"
         assert array["shape"] == [values]
@@ -138,15 +145,13 @@ def test_values_lie_in_one_shard_of_small_chunks(root: Root) -> None:
             "clevel": 5,
             "shuffle": "shuffle",
         }
-    offsets = read_json(root, manifest, "maps.zarr/offsets/zarr.json")
+    offsets = read_json(memory, manifest, "maps.zarr/offsets/zarr.json")
     assert (offsets["data_type"], offsets["shape"]) == ("int64", [len(SHAPES) + 1])
-    hw = read_json(root, manifest, "maps.zarr/hw/zarr.json")
+    hw = read_json(memory, manifest, "maps.zarr/hw/zarr.json")
     assert (hw["data_type"], hw["shape"]) == ("int32", [len(SHAPES), 2])
 
 
-def test_any_zarr_reader_opens_a_unit(tmp_path: Any) -> None:
-    from diffmining_core.store.roots import open_root
-
+def test_any_zarr_reader_opens_a_unit(tmp_path: Path) -> None:
     root, maps = open_root(str(tmp_path)), ragged()
     manifest = store(root, maps)
     group = zarr.open_group(tmp_path / manifest.attempt / "maps.zarr", mode="r")
@@ -156,8 +161,8 @@ def test_any_zarr_reader_opens_a_unit(tmp_path: Any) -> None:
     assert sorted(group.array_keys()) == ["hw", "m2", "offsets", "values"]
 
 
-def test_the_same_maps_are_the_same_bytes(root: Root) -> None:
-    once, again = Attempt(root, UNIT), Attempt(root, UNIT)
+def test_the_same_maps_are_the_same_bytes(memory: Root) -> None:
+    once, again = Attempt(memory, UNIT), Attempt(memory, UNIT)
     write_maps(once, ragged())
     write_maps(again, ragged())
     assert once.files == again.files
@@ -197,12 +202,12 @@ def test_a_changed_object_is_an_error(root: Root) -> None:
         read_maps(root, manifest)
 
 
-def test_a_unit_of_another_stage_has_no_maps(root: Root) -> None:
+def test_a_unit_of_another_stage_has_no_maps(memory: Root) -> None:
     unit = Unit("patches", "1", (), {})
-    manifest = complete(root, unit, lambda attempt: attempt.write_json("a", 1))
+    manifest = complete(memory, unit, lambda attempt: attempt.write_json("a", 1))
     for read in (read_maps, open_maps_dask):
         with pytest.raises(InputError, match=rf"unit patches/{unit.key} has no maps"):
-            read(root, manifest)
+            read(memory, manifest)
 
 
 def changed(name: str, array: npt.NDArray[Any]) -> RaggedMaps:
@@ -233,35 +238,35 @@ def changed(name: str, array: npt.NDArray[Any]) -> RaggedMaps:
         (replace(ragged([(4, 4)]), label=[]), "1 maps have 0 labels"),
     ],
 )
-def test_maps_of_a_wrong_shape_are_named(root: Root, maps: RaggedMaps, says: str) -> None:
+def test_maps_of_a_wrong_shape_are_named(memory: Root, maps: RaggedMaps, says: str) -> None:
     with pytest.raises(InputError, match=rf"unit typicality/{UNIT.key}: .*{says}"):
-        store(root, maps)
+        store(memory, maps)
 
 
-def test_stored_maps_of_a_wrong_shape_are_named(root: Root) -> None:
+def test_stored_maps_of_a_wrong_shape_are_named(memory: Root) -> None:
     """A unit that another program wrote: map 1 is said to be 3 × 3."""
     good = complete(
-        root, replace(UNIT, algo="0"), lambda a: write_maps(a, ragged([(4, 4), (2, 3)]))
+        memory, replace(UNIT, algo="0"), lambda a: write_maps(a, ragged([(4, 4), (2, 3)]))
     )
 
     def produce(attempt: Attempt) -> None:
-        other = Attempt(root, UNIT)
+        other = Attempt(memory, UNIT)
         write_maps(other, ragged([(4, 4), (3, 3)]))
         for name in good.files:
             source = f"{other.folder}/{name}" if "/hw/" in name else f"{good.attempt}/{name}"
-            attempt.write_bytes(name, root.read_bytes(source))
+            attempt.write_bytes(name, memory.read_bytes(source))
 
-    manifest = complete(root, UNIT, produce)
+    manifest = complete(memory, UNIT, produce)
     says = rf"unit typicality/{UNIT.key}: map 1 \(image .*1\) has 6 values, its shape \[3, 3\]"
     with pytest.raises(InputError, match=says):
-        read_maps(root, manifest)
+        read_maps(memory, manifest)
 
 
-def test_ids_and_labels_are_kept_as_text(root: Root) -> None:
+def test_ids_and_labels_are_kept_as_text(memory: Root) -> None:
     names = ['"', "<b>", "日本", "a/b"]
     one = [np.ones((1, 1), np.float32)] * 4
-    manifest = store(root, RaggedMaps.pack(one, one, names, names[::-1], 2))
-    maps = read_maps(root, manifest)
+    manifest = store(memory, RaggedMaps.pack(one, one, names, names[::-1], 2))
+    maps = read_maps(memory, manifest)
     assert (maps.image_id, maps.label) == (names, names[::-1])
-    group = json.loads(read_bytes(root, manifest, "maps.zarr/zarr.json"))
+    group = json.loads(read_bytes(memory, manifest, "maps.zarr/zarr.json"))
     assert group["attributes"]["label"] == names[::-1]

@@ -1,0 +1,67 @@
+"""How often typicality summed over an image picks the image's own label among all.
+
+    python -m benchmarks.label_accuracy --root ROOT --images 200 --draws 20
+
+Takes the finetuned model, prompts and images of a mined root. Each image is scored under every
+label; comparing the sums is the diffusion classifier (Li et al. 2023), and chance is one over the
+number of labels. A model too weak for a dataset shows here first.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+
+import numpy as np
+from tqdm import tqdm
+
+from diffmining_core.evaluation.labels import label_accuracy
+from diffmining_core.models.prompts import PromptTemplate
+from diffmining_core.store.ledger import read_manifests
+from diffmining_core.store.roots import open_root
+from diffmining_core.typicality.shard import TypicalityOptions, shard_typicality
+from tasks.index import good_images, shard_reference
+from tasks.models import ModelReference, choose_device, loaded
+
+
+def main() -> None:
+    """Score a random sample of the first shard and print accuracy beside chance."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--root", required=True)
+    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--draws", type=int, default=20)
+    arguments = parser.parse_args()
+
+    root = open_root(arguments.root)
+    finetuned = read_manifests(root, "finetune")[-1]
+    stored = finetuned.parameters
+    options = TypicalityOptions(
+        PromptTemplate(str(stored["prompt"]), str(stored["null_prompt"])),
+        size=int(str(stored["size"])),
+        draws=arguments.draws,
+        t_range=(0.1, 0.7),
+        seed=int(str(stored["seed"])),
+    )
+    model = ModelReference("", str(finetuned.facts["digest"]), finetuned.key)
+    pipeline = loaded(root.url, model, choose_device("auto"))
+    shard = shard_reference(root.url, min(m.key for m in read_manifests(root, "index")))
+    images = good_images(root, shard)[: arguments.images]
+    labels = sorted(str(label) for label in finetuned.facts["labels"])
+
+    sums = np.zeros((len(images), len(labels)))
+    forwards = 2 * arguments.draws * sums.size
+    with tqdm(total=forwards, unit=" forwards") as bar:
+        for column, label in enumerate(labels):
+            under_label = [replace(image, label=label) for image in images]
+            maps = shard_typicality(pipeline, under_label, options, 32, bar.update)
+            sums[:, column] = [mean.sum() for mean, _ in maps]
+    measured = label_accuracy(sums, np.array([labels.index(image.label) for image in images]))
+    print(
+        f"{len(images)} images, {len(labels)} labels, {arguments.draws} draws: the own label is "
+        f"picked in {measured['accuracy']:.1%} ± {measured['standard_error']:.1%}, "
+        f"chance {measured['chance']:.1%}"
+    )
+
+
+if __name__ == "__main__":
+    main()
