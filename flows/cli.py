@@ -8,9 +8,12 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-from cyclopts import App, Parameter
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts import ValidationError as CycloptsValidationError
+from pydantic import ValidationError
 
 from diffmining_core.errors import InputError
+from flows.checks import check_inputs
 from flows.parameters import MineParameters
 
 app = App(name="diffmining", help="Show what is typical of each label of an image collection.")
@@ -22,6 +25,7 @@ def mine(parameters: Annotated[MineParameters, Parameter(name="*")]) -> None:
 
     Run it again with the same dataset, model and root to go on where it stopped.
     """
+    check_inputs(parameters)  # the flow does so too, but only once it has a server
     from flows.mine import mine as flow
 
     print_end(flow(parameters))
@@ -83,10 +87,33 @@ def main() -> None:
     # Nothing leaves this machine unless asked for.
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # Prefect waits 20 s for the server it starts, which two busy cores exceed.
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
     for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
         logging.getLogger(name).addFilter(_OneSentence())
     try:
-        app()
+        app(exit_on_error=False, print_error=False)
     except InputError as error:
-        print(f"diffmining: {error}", file=sys.stderr)
-        sys.exit(2)
+        refuse(str(error), 2)
+    except CycloptsError as error:
+        refuse(option_error(error), 2)
+    except OSError as error:  # storage or network, after its retries
+        refuse(f"{error}; run the same command again to go on from here", 1)
+
+
+def refuse(sentence: str, status: int) -> None:
+    """Print one sentence to the error output and exit."""
+    print(f"diffmining: {sentence}", file=sys.stderr)
+    sys.exit(status)
+
+
+def option_error(error: CycloptsError) -> str:
+    """What is wrong with the options given, in one sentence."""
+    invalid = error.__cause__
+    if type(error) is not CycloptsValidationError or not isinstance(invalid, ValidationError):
+        return f"{error} Ask for the options with --help."
+    return "; ".join(
+        f"--{'-'.join(map(str, wrong['loc'])).replace('_', '-')}: {wrong['msg'].lower()}, "
+        f"but is {wrong['input']!r}"
+        for wrong in invalid.errors()
+    )

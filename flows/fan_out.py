@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from prefect.client.schemas.objects import State
@@ -46,8 +46,16 @@ def run_missing(
         if len(failures) == 1 and isinstance(first, InputError):
             raise first
         names = ", ".join(name for name, _ in failures)
-        kind = InputError if all(isinstance(e, InputError) for _, e in failures) else RuntimeError
-        raise kind(
+        raise _kind(error for _, error in failures)(
             f"{len(failures)} of {len(work)} units failed: {names}; the first because: {first}"
         ) from first
     return done
+
+
+def _kind(errors: Iterable[BaseException]) -> type[Exception]:
+    """The narrowest kind that tells what can be done about them all: mend, try again, look."""
+    found = list(errors)
+    for kind in (InputError, OSError):
+        if all(isinstance(error, kind) for error in found):
+            return kind
+    return RuntimeError

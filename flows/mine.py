@@ -13,11 +13,9 @@ from typing import Any
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
-from diffmining_core.errors import InputError
-from diffmining_core.images.shards import check_labels, list_folder, plan_index
+from diffmining_core.images.shards import FoundImage, check_labels, plan_index
 from diffmining_core.models.files import find_model, model_geometry
-from diffmining_core.store.ledger import open_run
-from diffmining_core.store.roots import open_root
+from flows.checks import check_inputs
 from flows.fan_out import run_missing
 from flows.parameters import MineParameters
 from tasks.clusters import clusters, clusters_unit, lowered_k
@@ -31,9 +29,9 @@ from tasks.finetune import (
     shards_trained_on,
 )
 from tasks.index import Shard, index, index_unit, known_shards, shard_reference
-from tasks.models import Device, ModelReference, base_model, choose_device
+from tasks.models import ModelReference, base_model, choose_device
 from tasks.patches import patches, patches_unit
-from tasks.report import Results, publish_page, publish_summary, report
+from tasks.report import Results, publish_page, publish_summary, report, summarised_report
 from tasks.selection import label_digests, select
 from tasks.typicality import typicality, typicality_unit
 from tasks.units import Done
@@ -49,20 +47,17 @@ def mine(parameters: MineParameters) -> dict[str, Any]:
     logger = get_run_logger()
     ledger = RunLedger()
     root = parameters.root
-    check_parameters(parameters)
-    geometry = model_geometry(find_model(parameters.model))
-    size, cell = parameters.size or geometry.size, geometry.cell
-    open_run(open_root(root), {"dataset": parameters.dataset, "model": parameters.model})
-
     with ledger.stage("index"):
-        dataset = index_dataset(parameters, ledger)
+        found = check_inputs(parameters)
+        dataset = index_dataset(parameters, found, ledger)
         counts = dataset_counts(dataset)
         check_labels(counts, parameters.min_images)
         base = base_model(parameters.model)
-        device = choose_device(parameters.device)
+        geometry = model_geometry(find_model(parameters.model))
+        size, cell = parameters.size or geometry.size, geometry.cell
 
     with ledger.stage("finetune"):
-        model, notes = finetune_model(parameters, dataset, base, device, size, ledger)
+        model, notes = finetune_model(parameters, dataset, base, size, ledger)
     for note in notes:
         logger.warning(note)
 
@@ -71,9 +66,9 @@ def mine(parameters: MineParameters) -> dict[str, Any]:
     if parameters.before_shards >= 0:
         compared = compared[: parameters.before_shards]
     with ledger.stage("typicality"):
-        after_keys = typicality_of(parameters, dataset, model, options, device, ledger)
+        after_keys = typicality_of(parameters, dataset, model, options, ledger)
     with ledger.stage("typicality_before"):
-        before_keys = typicality_of(parameters, compared, base, options, device, ledger)
+        before_keys = typicality_of(parameters, compared, base, options, ledger)
 
     with ledger.stage("patches"):
         patch_options = parameters.patch_options(size, cell)
@@ -95,7 +90,13 @@ def mine(parameters: MineParameters) -> dict[str, Any]:
                     for label, digest in digests.items()
                 ],
                 lambda work: features(
-                    root, *work, selection, model, feature_options, device, return_state=True
+                    root,
+                    *work,
+                    selection,
+                    model,
+                    feature_options,
+                    choose_device(parameters.device),
+                    return_state=True,
                 ),
             )
         )
@@ -123,6 +124,7 @@ def mine(parameters: MineParameters) -> dict[str, Any]:
             (label, done.key) for label, done in zip(digests, cluster_units, strict=True)
         ),
         finetune=model.finetuned,
+        compared=tuple(compared),
         typicality_before=tuple(before_keys),
         selection_before=selection_before,
     )
@@ -145,9 +147,11 @@ def mine(parameters: MineParameters) -> dict[str, Any]:
         "labels": counts,
         "shards": len(dataset),
         "notes": notes,
+        "report": done.key,
         "page": page,
     }
-    if any(unit.computed for unit in ledger.done):
+    # A rerun that finds everything leaves the numbers of the run that made the page.
+    if any(unit.computed for unit in ledger.done) or summarised_report(root) != done.key:
         publish_summary(root, summary)
     create_markdown_artifact(summary_markdown(summary), key="mine", description=page)
     logger.info("The page of results is %s", page)
@@ -188,21 +192,10 @@ class RunLedger:
         }
 
 
-def check_parameters(parameters: MineParameters) -> None:
-    """Refuse what no single field can see."""
-    from diffmining_core.models.prompts import PromptTemplate
-
-    PromptTemplate(parameters.prompt, parameters.null_prompt)
-    if parameters.t_min >= parameters.t_max:
-        raise InputError(
-            f"t_min must be below t_max, but they are {parameters.t_min} and {parameters.t_max}; "
-            "the paper's are 0.1 and 0.7."
-        )
-
-
-def index_dataset(parameters: MineParameters, ledger: RunLedger) -> list[Shard]:
+def index_dataset(
+    parameters: MineParameters, found: list[FoundImage], ledger: RunLedger
+) -> list[Shard]:
     """The dataset's shards, of which only those with new images are indexed now."""
-    found = list_folder(parameters.dataset)
     plan = plan_index(found, known_shards(parameters.root), parameters.shard_rows)
     new = ledger.add(
         run_missing(
@@ -223,7 +216,6 @@ def finetune_model(
     parameters: MineParameters,
     dataset: list[Shard],
     base: ModelReference,
-    device: Device,
     size: int,
     ledger: RunLedger,
 ) -> tuple[ModelReference, list[str]]:
@@ -233,6 +225,7 @@ def finetune_model(
     options = parameters.finetune_options(size)
     kept = finetuned_before(parameters.root, dataset, base, options)
     if kept is None or (parameters.retrain and len(kept.inputs) - 1 < len(dataset)):
+        device = choose_device(parameters.device)
         (done,) = ledger.add([finetune(parameters.root, dataset, base, options, device)])
         return finetuned_model(parameters.root, base, done.key), []
     notes = []
@@ -255,7 +248,6 @@ def typicality_of(
     dataset: list[Shard],
     model: ModelReference,
     options: dict[str, Any],
-    device: Device,
     ledger: RunLedger,
 ) -> list[str]:
     """The keys of the shards' typicality maps under one model."""
@@ -263,7 +255,13 @@ def typicality_of(
         parameters.root,
         [(typicality_unit(shard, model, options), shard) for shard in dataset],
         lambda shard: typicality(
-            parameters.root, shard, model, options, device, parameters.batch_size, return_state=True
+            parameters.root,
+            shard,
+            model,
+            options,
+            choose_device(parameters.device),
+            parameters.batch_size,
+            return_state=True,
         ),
     )
     return [unit.key for unit in ledger.add(done)]

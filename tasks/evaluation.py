@@ -22,7 +22,7 @@ from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks import typicality
-from tasks.index import good_images
+from tasks.index import Shard, good_images
 from tasks.report import Results, current_clusters
 from tasks.selection import selected
 from tasks.units import Done, fill, stage_task
@@ -59,7 +59,7 @@ def evaluate(root: str, truth_url: str, results: Results, cell: int) -> Done:
     def produce(attempt: Attempt) -> None:
         opened = open_root(root)
         truth = pq.read_table(pa.BufferReader(data))
-        after = _pixel_scores(opened, results, results.typicality, truth, cell)
+        after = _pixel_scores(opened, results.dataset, results.typicality, truth, cell)
         measured: dict[str, Any] = {
             "average_precision": {
                 "after": after.average_precision,
@@ -69,7 +69,7 @@ def evaluate(root: str, truth_url: str, results: Results, cell: int) -> Done:
             "cluster_purity": cluster_purity(current_clusters(opened, results), truth),
         }
         if results.typicality_before:
-            before = _pixel_scores(opened, results, results.typicality_before, truth, cell)
+            before = _pixel_scores(opened, results.compared, results.typicality_before, truth, cell)
             measured["average_precision"]["before"] = before.average_precision
         attempt.write_json(RESULT, measured)
 
@@ -86,10 +86,10 @@ def measured_truth(root: str, key: str) -> dict[str, Any]:
 
 
 def _pixel_scores(
-    root: Root, results: Results, keys: Sequence[str], truth: pa.Table, cell: int
+    root: Root, dataset: Sequence[Shard], keys: Sequence[str], truth: pa.Table, cell: int
 ) -> PixelScores:
     scores = PixelScores.empty()
-    for shard, key in zip(results.dataset, keys, strict=False):  # before: the first shards only
+    for shard, key in zip(dataset, keys, strict=True):
         manifest = read_manifest(root, typicality.STAGE, key)
         assert manifest is not None, "a key is passed on once its unit is published"
         uris = {image.image_id: image.uri for image in good_images(root, shard)}

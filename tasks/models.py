@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from diffmining_core.models.files import find_model, model_digest
+from diffmining_core.errors import InputError
+from diffmining_core.models.files import find_model, first_line, model_digest
 from diffmining_core.store.ledger import local_folder, read_manifest
 from diffmining_core.store.roots import open_root
 
@@ -40,11 +41,22 @@ def base_model(name: str) -> ModelReference:
 
 
 def choose_device(device: str) -> Device:
-    """`auto` is the first CUDA device in bfloat16 where there is one, else the CPU in float32."""
-    import torch  # a rerun with nothing to do never pays for it
+    """`auto` is the first CUDA device in bfloat16 where there is one, else the CPU in float32.
+
+    InputError if this machine has no such device. Ask only when there is work: torch's import is
+    what a rerun with nothing to do saves.
+    """
+    import torch
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA fails by an assertion
+        raise InputError(
+            f"The device {device!r} cannot be used ({first_line(error)}); give 'auto', 'cpu', or a "
+            "CUDA device that this machine has."
+        ) from error
     return Device(device, "bfloat16" if device.startswith("cuda") else "float32")
 
 

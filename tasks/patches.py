@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffmining_core.patches.scoring import ALGO, shard_patches
+from diffmining_core.patches.scoring import ALGO, shard_patches, too_small
 from diffmining_core.store.ledger import Attempt, read_manifest
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import open_root
@@ -28,8 +28,10 @@ def patches(root: str, typicality_key: str, options: dict[str, Any]) -> Done:
         opened = open_root(root)
         manifest = read_manifest(opened, "typicality", typicality_key)
         assert manifest is not None, "patches follow published maps"
-        table = shard_patches(read_maps(opened, manifest), **options)
+        maps = read_maps(opened, manifest)
+        table = shard_patches(maps, **options)
         attempt.write_table(TABLE, table)
         attempt.counts["patches"] = table.num_rows
+        attempt.counts["too_small"] = len(too_small(maps, options["cell"], options["size"]))
 
     return fill(root, patches_unit(typicality_key, options), produce)

@@ -47,6 +47,8 @@ class Results:
     clusters: tuple[tuple[str, str], ...]
     """(label, key)."""
     finetune: str | None
+    compared: tuple[Shard, ...]
+    """The shards also measured before finetuning, one for each key of `typicality_before`."""
     typicality_before: tuple[str, ...]
     selection_before: str | None
 
@@ -98,6 +100,16 @@ def publish_page(root: str, key: str) -> str:
 def publish_summary(root: str, summary: Mapping[str, Any]) -> None:
     """Write the run's numbers to `summary.json` at the root."""
     open_root(root).write_bytes("summary.json", json.dumps(summary, indent=2).encode() + b"\n")
+
+
+def summarised_report(root: str) -> str | None:
+    """The key of the report whose numbers `summary.json` holds, None if there is none yet."""
+    try:
+        summary = json.loads(open_root(root).read_bytes("summary.json"))
+    except FileNotFoundError:
+        return None
+    key: str | None = summary.get("report")
+    return key
 
 
 def site_source(

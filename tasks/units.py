@@ -10,7 +10,7 @@ from prefect import Task, task
 from prefect.client.schemas.objects import State, TaskRun
 
 from diffmining_core.errors import InputError
-from diffmining_core.store.ledger import Attempt, complete
+from diffmining_core.store.ledger import Attempt, CorruptFileError, complete
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
 
@@ -42,13 +42,14 @@ def fill(root: str, unit: Unit, produce: Callable[[Attempt], None], device: str 
 def passes(_task: Task[..., object], _run: TaskRun, state: State[object]) -> bool:
     """Whether a failure may pass by itself: storage and network faults do, bad input does not.
 
-    CUDA's out of memory is a RuntimeError and is not tried again either.
+    Nor does a stored file that is corrupt, though an OSError, nor CUDA's out of memory, a
+    RuntimeError.
     """
     try:
         state.result()
-    except InputError:
+    except (InputError, CorruptFileError):
         return False
-    except (OSError, TimeoutError, ConnectionError):
+    except OSError:  # TimeoutError and ConnectionError are among them
         return True
     except Exception:
         return False

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from diffmining_core.errors import InputError
+from diffmining_core.store.roots import explained
 
 IMAGE_MULTIPLE = 8
 """Pixels along one latent cell of Stable Diffusion: model-size sides are multiples of it."""
@@ -55,19 +56,30 @@ def header_size(data: bytes) -> tuple[int, int]:
         raise InputError(f"not a readable image: {_reason(error)}") from error
 
 
+def file_bytes(uri: str) -> bytes:
+    """The content of the file at a local path or fsspec URL, safe to call from many threads.
+
+    Raises what `explained` does, and FileNotFoundError.
+    """
+    with explained(uri):
+        fs, path = fsspec.url_to_fs(uri)
+        return bytes(fs.cat_file(path))
+
+
 def load_pixels(uri: str, size: int) -> npt.NDArray[np.uint8]:
     """The model-size image uint8 [h, w, 3] of the image at a local path or fsspec URL.
 
     InputError naming the image if it is gone or cannot be decoded.
     """
     try:
-        with fsspec.open(uri, "rb") as file:
-            image = decode_rgb(file.read())
+        data = file_bytes(uri)
     except FileNotFoundError as error:
         raise InputError(
             f"image {uri} is gone since the dataset was indexed; put it back, or start again "
             "without it"
         ) from error
+    try:
+        image = decode_rgb(data)
     except InputError as error:
         raise InputError(f"image {uri}: {error}; it has changed since it was indexed") from error
     resized = image.resize(_resized_size(*image.size, size), Image.Resampling.LANCZOS)

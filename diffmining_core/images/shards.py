@@ -11,9 +11,11 @@ import hashlib
 import json
 import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,7 +27,7 @@ from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.pixels import decode_rgb, header_size
+from diffmining_core.images.pixels import decode_rgb, file_bytes, header_size
 from diffmining_core.store.roots import explained
 
 ALGO = "1"
@@ -43,6 +45,9 @@ MAX_ASPECT = 8
 READERS = 8
 """Threads that each hold one image at a time."""
 
+LARGE = 20_000_000
+"""Pixels (80 MB decoded, some times that while converted) from which only one thread decodes."""
+
 SHARD_SCHEMA = pa.schema(
     [
         # First 32 hex digits of the sha256 of the file's bytes; null if they could not be read.
@@ -59,6 +64,8 @@ SHARD_SCHEMA = pa.schema(
         pa.field("set_aside", pa.string()),
     ]
 )
+
+_large_turn = threading.Lock()
 
 logger = logging.getLogger(__name__)
 
@@ -96,8 +103,8 @@ def list_folder(url: str) -> list[FoundImage]:
 
     Files at any depth below a label's folder have that label. A pattern such as `clothing/*` stands
     for several such folders, say of splits that have the same labels. Hidden files and folders are
-    skipped; other files that are no images are counted in the log. InputError if there is no such folder, or
-    no sub-folder with images.
+    skipped; other files that are no images are counted in the log. InputError if there is no such
+    folder, or no sub-folder with images.
     """
     try:
         fs, path = fsspec.url_to_fs(url, use_listings_cache=False)
@@ -233,15 +240,19 @@ def _row(found: FoundImage) -> dict[str, str | int | None]:
         "fingerprint": found.fingerprint,
     }
     try:
-        with fsspec.open(found.uri, "rb") as file:
-            data = file.read()
-    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        data = file_bytes(found.uri)
+    except (FileNotFoundError, IsADirectoryError) as error:
         return row | {"set_aside": f"cannot be read: {error}"}
+    except InputError as error:
+        if isinstance(error.__cause__, PermissionError):  # of this one file
+            return row | {"set_aside": f"cannot be read: {error.__cause__}"}
+        raise
     row["image_id"] = hashlib.sha256(data).hexdigest()[:32]
     try:
         row["width"], row["height"] = size = header_size(data)
         _check_size(*size)
-        row["width"], row["height"] = decode_rgb(data).size
+        with _large_turn if size[0] * size[1] >= LARGE else nullcontext():
+            row["width"], row["height"] = decode_rgb(data).size
     except InputError as error:
         return row | {"set_aside": str(error)}
     return row

@@ -345,9 +345,8 @@ def _download(root: Root, manifest: Manifest, names: Mapping[str, str], folder: 
             target = aside / inner
             target.parent.mkdir(parents=True, exist_ok=True)
             rel = _stored(manifest, name)
-            root.fs.get_file(root.path_of(rel), str(target))
-            with target.open("rb") as file:
-                _check(root, rel, manifest.files[name], _record(_blocks(file)))
+            with target.open("wb") as file:
+                _check(root, rel, manifest.files[name], _record(_copied(root, rel, file)))
         try:
             aside.rename(folder)
         except OSError:
@@ -355,6 +354,12 @@ def _download(root: Root, manifest: Manifest, names: Mapping[str, str], folder: 
                 raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _copied(root: Root, rel: str, file: BinaryIO) -> Iterator[bytes]:
+    for block in _stored_blocks(root, rel):
+        file.write(block)
+        yield block
 
 
 @cache

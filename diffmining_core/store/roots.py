@@ -205,8 +205,8 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, PermissionError):
         if code is None:  # from a server, not from this machine's disk
             return (
-                f"the server refuses access ({error}); check the credentials (AWS_*) and that they "
-                "may list, read and write here"
+                f"the server refuses access ({_s3_code(error) or error}); check the credentials "
+                "(AWS_*) and that they may list, read and write here"
             )
         return f"access is denied ({error}); give a place that you may read and write"
     if _s3_code(error) == "NoSuchBucket":

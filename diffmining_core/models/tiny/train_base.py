@@ -4,7 +4,7 @@
 
 It stands to the built-in street scenes as Stable Diffusion stands to photographs: it has seen
 street scenes and patterns with plain captions ("A street with a red mailbox."), and has never
-read a country's name. About 40 minutes on two cores.
+read a country's name. About 20 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def build(seed: int) -> Pipeline:
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(16, 24, 32, 32),
         layers_per_block=1,
-        norm_num_groups=8,
+        norm_num_groups=2,
         sample_size=SIZE,
     )
+    set_encoder(vae)
     tokenizer = byte_tokenizer()
     text_encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -63,9 +64,56 @@ def build(seed: int) -> Pipeline:
         )
     )
     scheduler = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
     )
     return Pipeline(unet, vae, text_encoder, tokenizer, scheduler, digest="", folder=Path())
+
+
+@torch.no_grad()
+def set_encoder(vae: AutoencoderKL) -> None:
+    """Set the encoder's weights so that four numbers say of each 8×8 cell what tells most.
+
+    They are lightness, red against green, blue against yellow, and how much lighter the cell is
+    above than below. An encoder trained as small as this one on two cores drops colour for edges,
+    yet colour is what tells a red mailbox from a blue one. Residual branches are silent; strided
+    convolutions average; SiLU is undone by carrying x and -x, as silu(x) - silu(-x) = x.
+    """
+    encoder = vae.encoder
+    for name, parameter in encoder.named_parameters():
+        if "norm" not in name:
+            parameter.zero_()
+    red, green, blue = range(3)
+    centre = encoder.conv_in.weight[:, :, 1, 1]
+    centre[0] = centre[3] = 1 / 3
+    centre[1, red], centre[1, green] = 1, -1
+    centre[2, red], centre[2, green], centre[2, blue] = -0.5, -0.5, 1
+    carried = torch.eye(8)
+    for block in encoder.down_blocks:
+        shortcut = block.resnets[0].conv_shortcut
+        if shortcut is not None:
+            shortcut.weight[:8, :8, 0, 0] = carried
+        for sampler in block.downsamplers or []:
+            sampler.conv.weight[:8, :8, :2, :2] = carried[:, :, None, None] / 4
+    last = encoder.down_blocks[-2].downsamplers[0].conv.weight
+    last[3, 3, 1, :2] *= -1
+    last[4:8] = 0
+    last[4:8, :4] = -last[:4, :4]
+    # The last normalisation divides by the spread of 16 channels: large constants keep it the same
+    # for every image.
+    constants = encoder.mid_block.resnets[-1].conv2.bias
+    constants[8:12], constants[12:16] = 3, -3
+    encoder.conv_norm_out.weight.fill_(2.2)
+    gains = torch.tensor([2.0, 4.0, 4.0, 6.0])
+    for channel, gain in enumerate(gains):
+        encoder.conv_out.weight[channel, channel, 1, 1] = gain
+        encoder.conv_out.weight[channel, channel + 4, 1, 1] = -gain
+    vae.quant_conv.weight[:, :, 0, 0] = torch.eye(8)
+    vae.quant_conv.bias.zero_()
+    vae.quant_conv.bias[4:] = -8  # log variance
 
 
 def byte_tokenizer() -> CLIPTokenizer:
@@ -112,28 +160,26 @@ def draw_images(count: int, seed: int, patterns: float) -> tuple[torch.Tensor, l
 
 
 def train_vae(pipeline: Pipeline, images: torch.Tensor, steps: int, seed: int) -> None:
-    """Fit the autoencoder: absolute error of pixels and of their gradients, and a light KL."""
-    vae = pipeline.vae.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=2e-3, weight_decay=1e-4)
+    """Fit the decoder to the encoder that `set_encoder` made, and scale the latents."""
+    vae = pipeline.vae
+    parameters = [*vae.decoder.requires_grad_(True).parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     started = time.monotonic()
     for step in range(steps):
         index = torch.randint(len(images), (12,), generator=generator)
         pixel_values = images[index].float() / 127.5 - 1
-        posterior = vae.encode(pixel_values).latent_dist
-        reconstruction = vae.decode(posterior.sample(generator)).sample
-        error = (reconstruction - pixel_values).abs().mean()
-        for axis in (2, 3):
-            error = error + (reconstruction - pixel_values).diff(dim=axis).abs().mean()
-        loss = error + 1e-5 * posterior.kl().mean()
+        with torch.no_grad():
+            latents = vae.encode(pixel_values).latent_dist.sample(generator)
+        loss = F.l1_loss(vae.decode(latents).sample, pixel_values)
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         report("vae", step, steps, loss.item(), started)
-    vae.requires_grad_(False).eval()
+    vae.requires_grad_(False)
     with torch.no_grad():
         latents = vae.encode(images[:256].float() / 127.5 - 1).latent_dist.mean
     vae.register_to_config(scaling_factor=1 / float(latents.std()))
@@ -195,12 +241,12 @@ def report(name: str, step: int, steps: int, loss: float, started: float) -> Non
 
 
 def main() -> None:
-    """Draw the images, train the autoencoder, then the UNet with the text encoder, and save."""
+    """Draw the images, train the decoder, then the UNet with the text encoder, and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent)
-    parser.add_argument("--images", type=int, default=6000)
-    parser.add_argument("--vae-steps", type=int, default=1100)
-    parser.add_argument("--steps", type=int, default=2600)
+    parser.add_argument("--images", type=int, default=4000)
+    parser.add_argument("--vae-steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 

@@ -174,14 +174,14 @@ def test_dask_sees_one_chunk_per_shard(root: Root) -> None:
     assert sorted(arrays) == ["hw", "m2", "offsets", "values"]
     for name, array in arrays.items():
         assert array.npartitions == 1
-        assert_array_equal(array.compute(), getattr(maps, name))
-    assert_array_equal(arrays["values"][100:200].compute(), maps.values[100:200])
+        assert_array_equal(np.asarray(array), getattr(maps, name))
+    assert_array_equal(np.asarray(arrays["values"][100:200]), maps.values[100:200])
 
 
 def test_dask_sees_a_unit_without_maps(root: Root) -> None:
     arrays = open_maps_dask(root, store(root, ragged([])))
-    assert arrays["values"].compute().shape == (0,)
-    assert arrays["hw"].compute().shape == (0, 2)
+    assert np.asarray(arrays["values"]).shape == (0,)
+    assert np.asarray(arrays["hw"]).shape == (0, 2)
 
 
 def test_a_lost_object_is_an_error_and_not_zeros(root: Root) -> None:

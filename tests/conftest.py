@@ -1,0 +1,172 @@
+"""A Prefect server of the tests' own, a few drawn scenes, and one mined root to start from."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Before anything imports Prefect: the user's own settings, server and files are none of ours.
+for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+    del os.environ[name]
+_HOME = Path(tempfile.mkdtemp(prefix="diffmining-tests-"))
+os.environ["PREFECT_HOME"] = str(_HOME / "prefect")
+os.environ["PREFECT_SERVER_ANALYTICS_ENABLED"] = "false"
+os.environ["DO_NOT_TRACK"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads are no faster on such small models
+os.environ["HF_HOME"] = str(_HOME / "hub")
+
+import pytest  # noqa: E402 - the environment comes first
+
+from diffmining_core.images.street_scenes import write_dataset  # noqa: E402
+from flows.parameters import MineParameters  # noqa: E402
+
+SERVER_SECONDS = 300
+IMAGES_PER_COUNTRY = 5
+FIRST = ("Almara", "Borvik", "Cendria", "Dorrava")
+"""The labels of the dataset to start from, with 4 images each; Elsund comes later."""
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def prefect_api() -> Iterator[str]:
+    """The address of a running Prefect server, configured here and for commands started here."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    api = f"http://127.0.0.1:{port}/api"
+    command = ["-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    log = _HOME / "server.log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, *command, "--no-services"],
+            stdout=output,
+            stderr=output,
+            env={**os.environ, "PREFECT_UI_ENABLED": "false"},
+        )
+    try:
+        _wait_until_healthy(api, server, log)
+        from prefect.settings import PREFECT_API_URL, temporary_settings
+
+        with pytest.MonkeyPatch.context() as environment:
+            environment.setenv("PREFECT_API_URL", api)
+            with temporary_settings({PREFECT_API_URL: api}):
+                yield api
+            from prefect.logging.handlers import APILogHandler
+
+            APILogHandler().flush()  # else the last lines look for the server that has gone
+    finally:
+        server.terminate()
+        server.wait(timeout=60)
+
+
+def _wait_until_healthy(api: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + SERVER_SECONDS
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{api}/health", timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    raise RuntimeError(f"the Prefect server did not start:\n{log.read_text()}")
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Drawn scenes, 5 of each of 5 countries, with their planted truth."""
+    folder = tmp_path_factory.mktemp("drawn") / "scenes"
+    write_dataset(folder, IMAGES_PER_COUNTRY, seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4 scenes of each of 4 countries, and the truth about all scenes."""
+    folder = tmp_path_factory.mktemp("dataset") / "streets"
+    for label in FIRST:
+        (folder / label).mkdir(parents=True)
+        for image in sorted((scenes / label).iterdir())[:4]:
+            shutil.copy(image, folder / label)
+    shutil.copy(scenes / "truth.parquet", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def parameters(dataset: Path) -> Callable[..., MineParameters]:
+    """Parameters of a run of seconds: shards of 6, 6 and 4 images; keywords change some."""
+
+    def make(root: Path, **changes: Any) -> MineParameters:
+        small = {
+            "size": 64,
+            "finetune_steps": 6,
+            "finetune_batch": 2,
+            "draws": 2,
+            "k": 2,
+            "top": 12,
+            "shard_rows": 6,
+            "device": "cpu",
+        }
+        return MineParameters(**{"dataset": str(dataset), "root": str(root), **small, **changes})
+
+    return make
+
+
+@contextmanager
+def counted_forwards() -> Iterator[Counter[str]]:
+    """Counts the images through every UNet ("images") and the calls ("calls"), torch's own way."""
+    from diffusers import UNet2DConditionModel
+    from torch.nn.modules.module import register_module_forward_pre_hook
+
+    seen: Counter[str] = Counter()
+
+    def count(module: object, arguments: tuple[Any, ...]) -> None:
+        if isinstance(module, UNet2DConditionModel):
+            seen["calls"] += 1
+            seen["images"] += len(arguments[0])
+
+    hook = register_module_forward_pre_hook(count)
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+@pytest.fixture
+def forwards() -> Iterator[Counter[str]]:
+    """What goes through UNets during the test."""
+    with counted_forwards() as seen:
+        yield seen
+
+
+@pytest.fixture(scope="session")
+def first_run(
+    prefect_api: str,
+    parameters: Callable[..., MineParameters],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, Any], int]:
+    """A mined root (leave it as it is), its run's summary, and the UNet forwards counted."""
+    from flows.mine import mine
+
+    root = tmp_path_factory.mktemp("mined") / "root"
+    with counted_forwards() as seen:
+        summary = mine(parameters(root))
+    return root, summary, seen["images"]
+
+
+@pytest.fixture
+def root(first_run: tuple[Path, dict[str, Any], int], tmp_path: Path) -> Path:
+    """A copy of the mined root."""
+    return Path(shutil.copytree(first_run[0], tmp_path / "root"))

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffmining_core.typicality.draws import draw, sample_posterior
+
+SHAPE = (4, 8, 9)
+PAPER = (0.1, 0.7)
+
+
+def test_the_first_draws_are_the_same_however_many_are_asked_for() -> None:
+    few, many = draw(42, SHAPE, 3, PAPER), draw(42, SHAPE, 7, PAPER)
+    assert len(few) == 3
+    assert torch.equal(few.noise, many.noise[:3])
+    assert torch.equal(few.timesteps, many.timesteps[:3])
+    assert few.noise.shape == (3, *SHAPE)
+    assert few.noise.dtype == torch.float32
+    assert few.timesteps.dtype == torch.int64
+
+
+def test_draws_depend_on_seed_and_shape_and_on_no_global_state() -> None:
+    one = draw(42, SHAPE, 2, PAPER)
+    torch.manual_seed(7)
+    assert torch.equal(draw(42, SHAPE, 2, PAPER).noise, one.noise)
+    assert not torch.allclose(draw(43, SHAPE, 2, PAPER).noise, one.noise)
+    turned = draw(42, (4, 9, 8), 2, PAPER).noise
+    assert not torch.allclose(turned.flatten(), one.noise.flatten())
+
+
+@pytest.mark.parametrize(
+    ("t_range", "low", "high"),
+    [((0.1, 0.7), 100, 699), ((0.0, 1.0), 0, 999), ((0.3, 0.4), 300, 399)],
+)
+def test_timesteps_are_uniform_over_their_range(
+    t_range: tuple[float, float], low: int, high: int
+) -> None:
+    timesteps = draw(0, (1, 1, 1), 3000, t_range).timesteps.double()
+    assert low <= timesteps.min() < low + 10
+    assert high - 10 < timesteps.max() <= high
+    width = high - low + 1  # the mean of 3000 lies within 4 of its standard errors
+    assert abs(timesteps.mean() - (low + high) / 2) < 4 * width / (12 * 3000) ** 0.5
+
+
+def test_a_range_of_one_timestep_gives_that_one() -> None:
+    assert draw(0, (1, 1, 1), 4, (0.161, 0.162)).timesteps.tolist() == [161] * 4
+
+
+def test_noise_is_standard_normal_and_draws_are_unlike() -> None:
+    noise = draw(0, (4, 16, 16), 20, PAPER).noise
+    assert abs(noise.mean()) < 4 / noise.numel() ** 0.5
+    assert abs(noise.std() - 1) < 4 / (2 * noise.numel()) ** 0.5
+    assert torch.corrcoef(noise.flatten(1)).fill_diagonal_(0).abs().max() < 0.2
+
+
+def test_an_images_posterior_sample_depends_only_on_seed_and_image_id() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean, std = torch.rand(2, 3, *SHAPE, generator=generator)
+    together = sample_posterior(mean, std, 42, ["a", "b", "c"])
+    for i, image_id in enumerate("abc"):
+        alone = sample_posterior(mean[i : i + 1], std[i : i + 1], 42, [image_id])
+        assert torch.equal(alone[0], together[i])
+    noise = (together - mean) / std
+    assert not torch.allclose(noise[0], noise[1])
+    assert not torch.allclose(sample_posterior(mean, std, 43, ["a", "b", "c"]), together)
+
+
+def test_a_posterior_without_spread_is_its_mean() -> None:
+    mean = torch.ones(1, *SHAPE)
+    assert torch.equal(sample_posterior(mean, torch.zeros_like(mean), 0, ["a"]), mean)

@@ -1,0 +1,221 @@
+"""The command `diffmining` as a user runs it: from anywhere, killed midway, with bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from diffmining_core.store.ledger import read_manifests, read_table
+from diffmining_core.store.roots import open_root
+from flows.parameters import MineParameters
+
+Make = Callable[..., MineParameters]
+FirstRun = tuple[Path, dict[str, Any], int]
+
+REPOSITORY = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-m", "flows"]
+
+
+def options(parameters: MineParameters) -> list[str]:
+    """The parameters that are set, as a user would write them."""
+    given = parameters.model_dump(exclude_unset=True)
+    return ["mine", *(word for name, value in given.items()
+                      for word in (f"--{name.replace('_', '-')}", str(value)))]  # fmt: skip
+
+
+def diffmining(
+    *arguments: str, program: list[str] = COMMAND, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*program, *arguments],
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def sentence(ended: subprocess.CompletedProcess[str]) -> str:
+    """What a refused command says: one sentence, the last line, and no traceback before it."""
+    assert ended.returncode == 2, ended.stderr
+    assert "Traceback" not in ended.stderr
+    last = ended.stderr.strip().splitlines()[-1]
+    assert last.startswith("diffmining: ")
+    assert ended.stdout == ""
+    return last.removeprefix("diffmining: ")
+
+
+def test_a_rerun_starts_and_ends_its_own_server_and_loads_no_torch(
+    root: Path, parameters: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PREFECT_API_URL")
+    program = (
+        "import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); "
+        "from flows.cli import main; main()"
+    )
+    started = time.monotonic()
+    ended = diffmining(*options(parameters(root)), program=[sys.executable, "-c", program])
+    assert ended.returncode == 0, ended.stderr
+    assert f"Open {root}/index.html" in ended.stdout
+    assert "0 UNet forwards" in ended.stdout
+    assert ended.stdout.rstrip().endswith("False")
+    assert time.monotonic() - started < 30 or os.getloadavg()[0] > 2
+    port = re.search(r"temporary server on http://127.0.0.1:(\d+)", ended.stderr)
+    assert port is not None
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", int(port[1]))) != 0, "the server is left running"
+
+
+# Checkpoints every 2 steps, so that 6 steps have some; all else is the command itself.
+OFTEN = (
+    "import tasks.finetune; tasks.finetune.STEPS_BETWEEN_CHECKPOINTS = 2; "
+    "from flows.cli import main; main()"
+)
+
+
+@contextmanager
+def killed_once(appears: Callable[[], bool], parameters: MineParameters) -> Iterator[None]:
+    """Run the command until `appears`, then SIGKILL it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", OFTEN, *options(parameters)],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not appears():
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    yield
+
+
+def test_a_run_killed_twice_ends_like_one_left_alone(
+    first_run: FirstRun, parameters: Make, tmp_path: Path
+) -> None:
+    root = tmp_path / "killed"
+    small = parameters(root)
+    with killed_once(lambda: bool(list(root.glob("finetune/*/checkpoints/*.json"))), small):
+        (marker, *_) = sorted(root.glob("finetune/*/checkpoints/*.json"))
+        step = int(marker.stem.removeprefix("step-"))
+        assert 0 < step < 6
+        assert not (root / "manifests" / "finetune").exists()
+    with killed_once(lambda: bool(list(root.glob("manifests/typicality/*.json"))), small):
+        assert not (root / "index.html").exists()
+    published = {path: path.read_bytes() for path in (root / "manifests").rglob("*.json")}
+
+    ended = diffmining(*options(small))
+    assert ended.returncode == 0, ended.stderr
+    (finetuned,) = read_manifests(open_root(str(root)), "finetune")
+    assert finetuned.counts["unet_forwards"] == 2 * (6 - step)
+    assert {path: path.read_bytes() for path in published} == published
+    for path in published:
+        stage, key = path.parent.name, path.stem
+        attempts = list((root / stage / key).glob("attempt-*"))
+        assert len(attempts) == 1, f"{stage}/{key} was computed again"
+    summary = json.loads((root / "summary.json").read_text())
+    done_before = sum(path.parent.name == "typicality" for path in published)
+    assert summary["computed"]["typicality"] == 4 - done_before
+    assert "finetune" not in summary["computed"]
+    for stage in ("selection", "clusters"):
+        assert tables(root, stage) == tables(first_run[0], stage)
+
+
+def tables(root: Path, stage: str) -> dict[str, pa.Table]:
+    opened = open_root(str(root))
+    return {
+        manifest.key: read_table(opened, manifest, f"{stage}.parquet")
+        for manifest in read_manifests(opened, stage)
+    }
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Two labels with two images each."""
+    folder = tmp_path / "photos"
+    for label, colour in (("cats", "teal"), ("dogs", "navy")):
+        (folder / label).mkdir(parents=True)
+        for number in (1, 2):
+            size = (64 + 8 * number, 64)
+            Image.new("RGB", size, colour).save(folder / label / f"{number}.jpg")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--dataset", "{tmp}/nothing", "there is no such folder"),
+        ("--dataset", "{tmp}/photos/cats", "lie in no sub-folder"),
+        ("--model", "nobody/no-such-model", "could not be had from the hub"),
+        ("--model", "{tmp}/photos", "is not a Stable Diffusion pipeline"),
+        ("--root", "{tmp}/photos/cats/1.jpg/root", "cannot be made"),
+        ("--root", "/proc/diffmining", "cannot be made"),
+        ("--root", "{tmp}/photos", "files that are no run's results"),
+        ("--prompt", "A photo", "must hold {label}"),
+        ("--draws", "0", "greater than or equal to 2"),
+        ("--t-min", "0.9", "below t_max"),
+    ],
+)
+def test_bad_input_is_refused_in_one_sentence(
+    photos: Path, tmp_path: Path, option: str, value: str, words: str
+) -> None:
+    root = tmp_path / "root"
+    given = {"--dataset": str(photos), "--root": str(root)}
+    given[option] = value.replace("{tmp}", str(tmp_path))
+    photos_before = sorted(photos.rglob("*"))
+    started = time.monotonic()
+    # The discard port of this machine: a network on which nothing answers.
+    ended = diffmining(
+        "mine", *(word for pair in given.items() for word in pair), HF_ENDPOINT="http://127.0.0.1:9"
+    )
+    assert words in sentence(ended)
+    assert ended.stderr.count("\n") == 1
+    assert time.monotonic() - started < 20 or os.getloadavg()[0] > 2
+    assert not root.exists(), "a refused run leaves the place free for the next"
+    assert sorted(photos.rglob("*")) == photos_before
+
+
+def test_a_root_with_another_run_is_refused_and_untouched(root: Path, photos: Path) -> None:
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    ended = diffmining("mine", "--dataset", str(photos), "--root", str(root))
+    assert "holds the results of dataset" in sentence(ended)
+    assert {path: path.read_bytes() for path in root.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_what_only_reading_the_images_shows_is_one_sentence_too(
+    photos: Path, tmp_path: Path
+) -> None:
+    whole = (photos / "dogs" / "2.jpg").read_bytes()
+    (photos / "dogs" / "2.jpg").write_bytes(whole[: len(whole) // 2])
+    arguments = ["mine", "--dataset", str(photos), "--root", str(tmp_path / "root")]
+    said = sentence(diffmining(*arguments, "--max-bad-share", "0.1"))
+    assert "1 of 4 images of a shard cannot be used" in said
+    assert "truncated" in said.lower()
+    assert "fewer: dogs (1)" in sentence(diffmining(*arguments))
+
+
+def test_help_names_every_option_with_its_meaning() -> None:
+    ended = diffmining("mine", "--help", COLUMNS="300")
+    assert ended.returncode == 0
+    for name, field in MineParameters.model_fields.items():
+        assert f"--{name.replace('_', '-')}" in ended.stdout
+        assert field.description is not None
+        assert field.description.split()[0] in ended.stdout

@@ -1,0 +1,97 @@
+"""Imports point one way: deployments → flows → tasks → diffmining_core, and further in the core."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+LAYERS = ("diffmining_core", "tasks", "flows", "deployments")
+"""Each may import itself and those before it."""
+
+MODEL_ROOMS = ("models", "typicality", "features")
+PLAIN_ROOMS = ("patches", "clusters", "evaluation", "report")
+
+
+def imported(folder: str) -> Iterator[tuple[str, str]]:
+    """(file, dotted name imported) for every import below `folder`, wherever in its file it is."""
+    for path in sorted((REPOSITORY / folder).rglob("*.py")):
+        file = path.relative_to(REPOSITORY).as_posix()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((file, alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{file} imports relatively"
+                assert node.module is not None
+                yield from ((file, f"{node.module}.{alias.name}") for alias in node.names)
+
+
+def offences(folder: str, *forbidden: str) -> list[str]:
+    """The imports below `folder` of a forbidden package or of anything in it."""
+    return [
+        f"{file} imports {name}"
+        for file, name in imported(folder)
+        if any(f"{name}.".startswith(f"{package}.") for package in forbidden)
+    ]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_layer_imports_a_later_one(layer: str) -> None:
+    assert offences(layer, *LAYERS[LAYERS.index(layer) + 1 :]) == []
+
+
+def test_the_core_knows_no_prefect() -> None:
+    assert offences("diffmining_core", "prefect") == []
+
+
+@pytest.mark.parametrize("room", ["store", "images"])
+def test_store_and_images_know_no_models(room: str) -> None:
+    rooms = (f"diffmining_core.{name}" for name in MODEL_ROOMS)
+    assert offences(f"diffmining_core/{room}", *rooms, "torch") == []
+
+
+@pytest.mark.parametrize("room", PLAIN_ROOMS)
+def test_plain_rooms_need_no_torch(room: str) -> None:
+    rooms = (f"diffmining_core.{name}" for name in MODEL_ROOMS)
+    assert offences(f"diffmining_core/{room}", *rooms, "torch", "diffusers", "transformers") == []
+
+
+@pytest.mark.parametrize("room", MODEL_ROOMS)
+def test_the_model_side_runs_without_prefect_dask_and_zarr(room: str) -> None:
+    assert offences(f"diffmining_core/{room}", "prefect", "dask", "zarr") == []
+
+
+def test_the_rooms_are_all_here() -> None:
+    for room in (*MODEL_ROOMS, *PLAIN_ROOMS, "store", "images"):
+        assert (REPOSITORY / "diffmining_core" / room / "__init__.py").exists()
+
+
+def test_what_a_rerun_imports_loads_no_torch() -> None:
+    modules = [
+        "flows.cli",
+        "flows.mine",
+        *(
+            ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
+            for room in (*PLAIN_ROOMS, "store", "images")
+            for path in (REPOSITORY / "diffmining_core" / room).glob("*.py")
+        ),
+    ]
+    program = (
+        f"import sys\nfor name in {modules!r}: __import__(name)\n"
+        "print(sorted({'torch', 'diffusers', 'transformers'} & sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "[]"
+
+
+def test_the_command_asks_for_no_prefect_before_its_checks() -> None:
+    program = "import sys, flows.cli; print('prefect' in sys.modules)"
+    command = [sys.executable, "-c", program]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "False"
