@@ -87,8 +87,15 @@ class Geometry:
 
 
 def model_geometry(folder: Path) -> Geometry:
-    """The geometry of the pipeline in `folder`, from its configurations."""
-    unet = json.loads((folder / "unet" / "config.json").read_text())
-    vae = json.loads((folder / "vae" / "config.json").read_text())
-    cell = 2 ** (len(vae["block_out_channels"]) - 1)
-    return Geometry(unet["sample_size"] * cell, cell)
+    """The geometry of the pipeline in `folder`; InputError if its configurations do not say."""
+    try:
+        unet = json.loads((folder / "unet" / "config.json").read_text())
+        vae = json.loads((folder / "vae" / "config.json").read_text())
+        cell = 2 ** (len(vae["block_out_channels"]) - 1)
+        return Geometry(unet["sample_size"] * cell, cell)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"Model {folder} should say its image size in unet/config.json (sample_size) and "
+            f"vae/config.json (block_out_channels), but does not ({first_line(error)}); give a "
+            "folder that diffusers' save_pretrained wrote, or a hub id."
+        ) from error

@@ -238,7 +238,7 @@ def _verify(root: Root, folder: str, files: Mapping[str, FileRecord]) -> None:
         _check(root, rel, expected, came)
 
 
-_REMEDY = "make the unit again with the mode recompute"
+_REMEDY = "remove the manifest of this unit below manifests/ and run again to make it anew"
 
 
 def _check(root: Root, rel: str, expected: FileRecord, came: FileRecord) -> None:

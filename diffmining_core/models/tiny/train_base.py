@@ -4,7 +4,7 @@
 
 It stands to the built-in street scenes as Stable Diffusion stands to photographs: it has seen
 street scenes and patterns with plain captions ("A street with a red mailbox."), and has never
-read a country's name. About 20 minutes on two cores.
+read a country's name. About 10 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -196,13 +196,14 @@ def encode(pipeline: Pipeline, images: torch.Tensor) -> torch.Tensor:
 def train_unet(
     pipeline: Pipeline, latents: torch.Tensor, captions: list[str], steps: int, seed: int
 ) -> None:
-    """Fit the UNet and the text encoder on captioned images with the noise loss.
+    """Fit the UNet on captioned images with the noise loss.
 
-    A tenth of the captions is emptied, so that the model also knows the null prompt.
+    A tenth of the captions is emptied, so that the model also knows the null prompt. The text
+    encoder stays as it was drawn: random projections keep any two prompts apart, while one trained
+    on so few captions sends all of them to the same place, and then no label can be learnt.
     """
-    unet, text_encoder = pipeline.unet, pipeline.text_encoder
+    unet = pipeline.unet
     parameters = [*unet.requires_grad_(True).parameters()]
-    parameters += text_encoder.requires_grad_(True).parameters()
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 2e-3, total_steps=steps, pct_start=0.05
@@ -220,7 +221,9 @@ def train_unet(
         noise = torch.randn(clean.shape, generator=generator)
         timesteps = torch.randint(1000, (32,), generator=generator)
         noisy = pipeline.add_noise(clean, noise, timesteps)
-        noise_pred = pipeline.predict_noise(noisy, timesteps, text_encoder(tokens)[0])
+        with torch.no_grad():
+            prompt_embeds = pipeline.text_encoder(tokens)[0]
+        noise_pred = pipeline.predict_noise(noisy, timesteps, prompt_embeds)
         loss = F.mse_loss(noise_pred, noise)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call] # torch leaves it so
@@ -228,8 +231,7 @@ def train_unet(
         optimizer.step()
         schedule.step()
         report("unet", step, steps, loss.item(), started)
-    for module in (unet, text_encoder):
-        module.requires_grad_(False).eval()
+    unet.requires_grad_(False)
 
 
 def report(name: str, step: int, steps: int, loss: float, started: float) -> None:
@@ -241,12 +243,12 @@ def report(name: str, step: int, steps: int, loss: float, started: float) -> Non
 
 
 def main() -> None:
-    """Draw the images, train the decoder, then the UNet with the text encoder, and save."""
+    """Draw the images, train the decoder, then the UNet, and save."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=Path(__file__).parent)
     parser.add_argument("--images", type=int, default=4000)
     parser.add_argument("--vae-steps", type=int, default=500)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1100)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 

@@ -100,3 +100,8 @@ def test_the_digest_ignores_what_is_never_loaded(model: Path, name: str) -> None
     digest = model_digest(model)
     (model / name).write_bytes(b"more")
     assert model_digest(model) == digest
+
+
+def test_a_pipeline_without_configurations_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="sample_size"):
+        model_geometry(tmp_path)
