@@ -174,7 +174,7 @@ def train_vae(pipeline: Pipeline, images: torch.Tensor, steps: int, seed: int) -
             latents = vae.encode(pixel_values).latent_dist.sample(generator)
         loss = F.l1_loss(vae.decode(latents).sample, pixel_values)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call] # torch leaves it so
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
