@@ -288,8 +288,9 @@ def selection_of(
 
 
 def page_title(parameters: MineParameters) -> str:
-    """The page's heading: the dataset's own name."""
-    return f"What is typical in {parameters.dataset.rstrip('/').rpartition('/')[2]}"
+    """The page's heading: the dataset's own name, without the pattern that stands for splits."""
+    name = parameters.dataset.rstrip("/*").rpartition("/")[2]
+    return f"What is typical in {name.replace('_', ' ')}"
 
 
 def page_facts(

@@ -129,6 +129,7 @@ def site_source(
     set_aside = list(set_aside_rows(root, results.dataset))
     return SiteSource(
         title=title,
+        images=sum(shard.images for shard in results.dataset),
         labels=sorted({label for shard in results.dataset for label, _ in shard.labels}),
         selection=selection,
         clusters=clusters,

@@ -354,7 +354,7 @@ def _neighbours(
 def _counts(source: SiteSource) -> dict[str, int]:
     return {
         "labels": len(source.labels),
-        "images": pc.count_distinct(source.selection["image_id"]).as_py(),
+        "images": source.images,
         "clusters": source.cluster_summary.num_rows,
         "patches": pc.sum(pc.equal(source.selection["kind"], "highest")).as_py() or 0,
     }

@@ -31,6 +31,7 @@ class SiteSource:
 
     Attributes:
         title: heading of the overview.
+        images: how many were mined.
         labels: every label, in the order of the page.
         selection: image_id, label, kind (highest | lowest | random), y, x, size, typicality, uri
             and label_rank (0-based within its label and kind).
@@ -50,6 +51,7 @@ class SiteSource:
     """
 
     title: str
+    images: int
     labels: Sequence[str]
     selection: pa.Table
     clusters: pa.Table

@@ -81,6 +81,7 @@ def drawn_source(
     )
     return SiteSource(
         title="Drawn discs & <b>nothing</b> else",
+        images=1234,
         labels=labels,
         selection=selection,
         clusters=pa.Table.from_pylist(clusters),

@@ -87,6 +87,10 @@ def test_overview_has_a_card_per_label_and_the_measured_numbers(site: Path) -> N
     assert len(page.all("polyline")) == 2
 
 
+def test_overview_counts_all_images_mined_not_only_those_shown(site: Path) -> None:
+    assert "<span>1,234 images</span>" in (site / "index.html").read_text()
+
+
 def test_label_page_has_strips_side_by_side_and_ranked_clusters(site: Path) -> None:
     page = Page(site / "labels" / "barn.html")
     rows = [row["data-row"] for row in page.all("ul", "row")]
