@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 
 from diffmining_core.clusters.kmeans import ALGO, adapted_k, cluster_selection
-from diffmining_core.store.ledger import Attempt, read_manifest, read_table
+from diffmining_core.store.ledger import Attempt, finished, read_table
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks.features import feature_matrix, label_features
@@ -37,15 +37,13 @@ def clusters(root: str, label: str, features_key: str, k: int) -> Done:
 
 def label_clusters(root: Root, key: str) -> pa.Table:
     """The table of a published clusters unit; its uris are those of when it was made."""
-    manifest = read_manifest(root, STAGE, key)
-    assert manifest is not None, "a key is passed on once its unit is published"
+    manifest = finished(root, STAGE, key)
     return read_table(root, manifest, TABLE)
 
 
 def lowered_k(root: str, key: str, k: int) -> str | None:
     """A sentence if a label was given fewer than `k` clusters."""
-    manifest = read_manifest(open_root(root), STAGE, key)
-    assert manifest is not None, "a key is passed on once its unit is published"
+    manifest = finished(open_root(root), STAGE, key)
     if manifest.facts["k"] == k:
         return None
     return (

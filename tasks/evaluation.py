@@ -17,7 +17,7 @@ from diffmining_core.evaluation.planted import (
     hits,
     score_pixels,
 )
-from diffmining_core.store.ledger import Attempt, read_json, read_manifest
+from diffmining_core.store.ledger import Attempt, finished, read_json
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
@@ -79,8 +79,7 @@ def evaluate(root: str, truth_url: str, results: Results, cell: int) -> Done:
 def measured_truth(root: str, key: str) -> dict[str, Any]:
     """The numbers of a published evaluation."""
     opened = open_root(root)
-    manifest = read_manifest(opened, STAGE, key)
-    assert manifest is not None, "a key is passed on once its unit is published"
+    manifest = finished(opened, STAGE, key)
     numbers: dict[str, Any] = read_json(opened, manifest, RESULT)
     return numbers
 
@@ -90,8 +89,7 @@ def _pixel_scores(
 ) -> PixelScores:
     scores = PixelScores.empty()
     for shard, key in zip(dataset, keys, strict=True):
-        manifest = read_manifest(root, typicality.STAGE, key)
-        assert manifest is not None, "a key is passed on once its unit is published"
+        manifest = finished(root, typicality.STAGE, key)
         uris = {image.image_id: image.uri for image in good_images(root, shard)}
         scores = scores.merge(score_pixels(read_maps(root, manifest), uris, truth, cell))
     return scores

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from diffmining_core.features import ALGO
 from diffmining_core.images.pixels import load_pixels
-from diffmining_core.store.ledger import Attempt, read_manifest, read_manifests, read_table
+from diffmining_core.store.ledger import Attempt, finished, read_manifests, read_table
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks import selection
@@ -133,6 +133,5 @@ def feature_matrix(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 def label_features(root: Root, key: str) -> pa.Table:
     """The table of a published features unit."""
-    manifest = read_manifest(root, STAGE, key)
-    assert manifest is not None, "a key is passed on once its unit is published"
+    manifest = finished(root, STAGE, key)
     return read_table(root, manifest, TABLE)

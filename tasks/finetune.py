@@ -19,7 +19,7 @@ from diffmining_core.images.shards import ShardImage
 from diffmining_core.models.files import model_digest
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.store.checkpoints import RootCheckpoints
-from diffmining_core.store.ledger import Attempt, Manifest, read_json, read_manifest, read_manifests
+from diffmining_core.store.ledger import Attempt, Manifest, finished, read_json, read_manifests
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
 from tasks.index import Shard, good_images
@@ -150,8 +150,7 @@ def finetuned_before(
 
 def finetuned_model(root: str, base: ModelReference, key: str) -> ModelReference:
     """The reference of a published finetuned model."""
-    manifest = read_manifest(open_root(root), STAGE, key)
-    assert manifest is not None, "a key is passed on once its unit is published"
+    manifest = finished(open_root(root), STAGE, key)
     return ModelReference(base.name, manifest.facts["digest"], key)
 
 
@@ -159,14 +158,12 @@ def shards_trained_on(root: str, model: ModelReference, dataset: Sequence[Shard]
     """The shards that a finetuned model has seen; none for a base model."""
     if model.finetuned is None:
         return []
-    manifest = read_manifest(open_root(root), STAGE, model.finetuned)
-    assert manifest is not None, "a reference is made from a published manifest"
+    manifest = finished(open_root(root), STAGE, model.finetuned)
     return [shard for shard in dataset if shard.content_id in manifest.inputs[1:]]
 
 
 def loss_curve(root: str, key: str) -> list[tuple[int, float]]:
     """(step, loss) of a published finetuning."""
     opened = open_root(root)
-    manifest = read_manifest(opened, STAGE, key)
-    assert manifest is not None, "a key is passed on once its unit is published"
+    manifest = finished(opened, STAGE, key)
     return list(enumerate(read_json(opened, manifest, LOSSES)))

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from diffmining_core.images import shards
 from diffmining_core.images.shards import FoundImage, ShardImage
-from diffmining_core.store.ledger import Attempt, read_manifest, read_manifests, read_table
+from diffmining_core.store.ledger import Attempt, finished, read_manifests, read_table
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks.progress import Progress
@@ -78,8 +78,7 @@ def known_shards(root: str) -> dict[str, pa.Table]:
 
 def shard_reference(root: str, key: str) -> Shard:
     """The reference of a published shard."""
-    manifest = read_manifest(open_root(root), STAGE, key)
-    assert manifest is not None, "shards are referred to once they are published"
+    manifest = finished(open_root(root), STAGE, key)
     return Shard(
         key,
         manifest.facts["content_id"],
@@ -90,8 +89,7 @@ def shard_reference(root: str, key: str) -> Shard:
 
 def shard_table(root: Root, shard: Shard) -> pa.Table:
     """All rows of a shard, those set aside too."""
-    manifest = read_manifest(root, STAGE, shard.key)
-    assert manifest is not None, "a reference is made from a published manifest"
+    manifest = finished(root, STAGE, shard.key)
     return read_table(root, manifest, TABLE)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from diffmining_core.errors import InputError
 from diffmining_core.models.files import find_model, first_line, model_digest
-from diffmining_core.store.ledger import local_folder, read_manifest
+from diffmining_core.store.ledger import finished, local_folder
 from diffmining_core.store.roots import open_root
 
 if TYPE_CHECKING:
@@ -70,7 +70,6 @@ def loaded(root: str, model: ModelReference, device: Device) -> Pipeline:
     folder = model.name
     if model.finetuned is not None:
         opened = open_root(root)
-        manifest = read_manifest(opened, "finetune", model.finetuned)
-        assert manifest is not None, "a reference is made from a published manifest"
+        manifest = finished(opened, "finetune", model.finetuned)
         folder = str(local_folder(opened, manifest, "model"))
     return load_pipeline(folder, device.name, getattr(torch, device.dtype))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffmining_core.patches.scoring import ALGO, shard_patches, too_small
-from diffmining_core.store.ledger import Attempt, read_manifest
+from diffmining_core.store.ledger import Attempt, finished
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
@@ -26,8 +26,7 @@ def patches(root: str, typicality_key: str, options: dict[str, Any]) -> Done:
 
     def produce(attempt: Attempt) -> None:
         opened = open_root(root)
-        manifest = read_manifest(opened, "typicality", typicality_key)
-        assert manifest is not None, "patches follow published maps"
+        manifest = finished(opened, "typicality", typicality_key)
         maps = read_maps(opened, manifest)
         table = shard_patches(maps, **options)
         attempt.write_table(TABLE, table)

@@ -18,7 +18,7 @@ from diffmining_core.images.pixels import load_pixels
 from diffmining_core.report import ALGO
 from diffmining_core.report.page import render_index, write_site
 from diffmining_core.report.source import SiteSource
-from diffmining_core.store.ledger import Attempt, read_bytes, read_manifest
+from diffmining_core.store.ledger import Attempt, finished, read_bytes
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
@@ -91,8 +91,7 @@ def report(
 def publish_page(root: str, key: str) -> str:
     """Let `index.html` at the root show the report `key`; returns its URL."""
     opened = open_root(root)
-    manifest = read_manifest(opened, STAGE, key)
-    assert manifest is not None, "a key is passed on once its unit is published"
+    manifest = finished(opened, STAGE, key)
     opened.write_bytes("index.html", read_bytes(opened, manifest, ROOT_PAGE))
     return opened.url_of("index.html")
 
@@ -177,8 +176,7 @@ def maps_of(
     """The maps of the wanted (image_id, label) pairs, read unit by unit."""
     found: dict[tuple[str, str], Map] = {}
     for key in keys:
-        manifest = read_manifest(root, typicality.STAGE, key)
-        assert manifest is not None, "a key is passed on once its unit is published"
+        manifest = finished(root, typicality.STAGE, key)
         maps = read_maps(root, manifest)
         for i, pair in enumerate(zip(maps.image_id, maps.label, strict=True)):
             if pair in wanted:

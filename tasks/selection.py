@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diffmining_core.patches.selection import ALGO, TopPatches
-from diffmining_core.store.ledger import Attempt, read_manifest, read_table
+from diffmining_core.store.ledger import Attempt, finished, read_table
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks import patches
@@ -40,8 +40,7 @@ def select(
         best = TopPatches.empty(top, seed)
         with Progress("selection", len(dataset), "shards") as progress:
             for shard, key in zip(dataset, patches_keys, strict=True):
-                manifest = read_manifest(opened, patches.STAGE, key)
-                assert manifest is not None, "selection follows published patches"
+                manifest = finished(opened, patches.STAGE, key)
                 uris = {image.image_id: image.uri for image in good_images(opened, shard)}
                 best = best.add(read_table(opened, manifest, patches.TABLE), uris)
                 progress.advance()
@@ -58,15 +57,13 @@ def select(
 
 def selected(root: Root, key: str) -> pa.Table:
     """The table of a published selection."""
-    manifest = read_manifest(root, STAGE, key)
-    assert manifest is not None, "a key is passed on once its unit is published"
+    manifest = finished(root, STAGE, key)
     return read_table(root, manifest, TABLE)
 
 
 def label_digests(root: str, key: str) -> dict[str, str]:
     """Per label with patches, the digest of which ones are its highest."""
-    manifest = read_manifest(open_root(root), STAGE, key)
-    assert manifest is not None, "a key is passed on once its unit is published"
+    manifest = finished(open_root(root), STAGE, key)
     digests: dict[str, str] = manifest.facts["labels"]
     return digests
 

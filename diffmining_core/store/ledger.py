@@ -202,6 +202,13 @@ def read_manifest(root: Root, stage: str, key: str) -> Manifest | None:
         return None
 
 
+def finished(root: Root, stage: str, key: str) -> Manifest:
+    """The manifest of a unit that is known to be published; LookupError if it is not there."""
+    if manifest := read_manifest(root, stage, key):
+        return manifest
+    raise LookupError(f"{root.url_of(_manifest_path(stage, key))} is gone; run again to make it")
+
+
 def read_manifests(root: Root, stage: str) -> list[Manifest]:
     """The manifests of all finished units of a stage, in the order of their keys."""
     rels = [_manifest_path(stage, key) for key in sorted(published(root, stage))]

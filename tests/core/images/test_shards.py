@@ -9,7 +9,6 @@ import shutil
 import struct
 import zlib
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,7 +17,6 @@ import fsspec
 import numpy as np
 import pyarrow as pa
 import pytest
-from moto.server import ThreadedMotoServer
 from PIL import Image
 
 from diffmining_core.errors import InputError
@@ -50,25 +48,6 @@ def claiming(width: int, height: int) -> bytes:
     data = photo()
     header = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
     return data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
-
-
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    logging.getLogger("werkzeug").setLevel(logging.WARNING)  # not a line for each request
-    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
-        environment.setenv("AWS_ACCESS_KEY_ID", "key")
-        environment.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-        environment.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        environment.setenv("AWS_EC2_METADATA_DISABLED", "true")
-        s3 = fsspec.filesystem("s3")
-        s3.mkdir("photos")
-        yield "photos"
-        type(s3).clear_instance_cache()
-    server.stop()
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
