@@ -20,7 +20,7 @@ from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.store.ledger import read_manifests
 from diffmining_core.store.roots import open_root
 from diffmining_core.typicality.shard import TypicalityOptions, shard_typicality
-from tasks.index import good_images, shard_reference
+from tasks.index import DATASET_STAGE, dataset_shards, good_images
 from tasks.models import ModelReference, choose_device, loaded
 
 
@@ -44,7 +44,8 @@ def main() -> None:
     )
     model = ModelReference("", str(finetuned.facts["digest"]), finetuned.key)
     pipeline = loaded(root.url, model, choose_device("auto"))
-    shard = shard_reference(root.url, min(m.key for m in read_manifests(root, "index")))
+    dataset = max(read_manifests(root, DATASET_STAGE), key=lambda state: state.created)
+    shard = dataset_shards(root.url, dataset.key)[0]
     images = good_images(root, shard)[: arguments.images]
     labels = sorted(str(label) for label in finetuned.facts["labels"])
 
@@ -53,8 +54,8 @@ def main() -> None:
     with tqdm(total=forwards, unit=" forwards") as bar:
         for column, label in enumerate(labels):
             under_label = [replace(image, label=label) for image in images]
-            maps = shard_typicality(pipeline, under_label, options, 32, bar.update)
-            sums[:, column] = [mean.sum() for mean, _ in maps]
+            maps, _ = shard_typicality(pipeline, under_label, options, 32, bar.update)
+            sums[:, column] = [maps[place][0].sum() for place in range(len(images))]
     measured = label_accuracy(sums, np.array([labels.index(image.label) for image in images]))
     print(
         f"{len(images)} images, {len(labels)} labels, {arguments.draws} draws: the own label is "

@@ -14,13 +14,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from diffmining_core.images.pixels import load_pixels
-from diffmining_core.images.shards import ShardImage, images_of, index_shard, list_folder
+from diffmining_core.images.shards import ShardImage, images_of, index_shard
+from diffmining_core.images.sources import open_source
 from diffmining_core.images.street_scenes import COUNTRIES, write_dataset
 from diffmining_core.models.pipelines import Pipeline, load_pipeline
 from diffmining_core.models.prompts import PromptTemplate
@@ -42,7 +44,8 @@ def plain_loop(
     """Typicality one image at a time, as the released research code goes about it."""
     maps = []
     for image in images:
-        height, width = load_pixels(image.uri, options.size).shape[:2]
+        pixels = load_pixels(image.uri, options.size)
+        height, width = pixels.shape[:2]
         shape = (4, height // pipeline.cell, width // pipeline.cell)
         draws = draw(options.seed, shape, options.draws, options.t_range)
         prompts = [options.prompts.null, options.prompts.of(image.label)]
@@ -51,7 +54,7 @@ def plain_loop(
         for start in range(0, options.draws, PLAIN_BATCH):
             noise = draws.noise[start : start + PLAIN_BATCH]
             timesteps = draws.timesteps[start : start + PLAIN_BATCH]
-            latents = sampled_latents(pipeline, [image], options.size, options.seed)
+            latents = sampled_latents(pipeline, [pixels], [image.image_id], options.seed)
             noisy = pipeline.add_noise(latents, noise, timesteps)
             for kept, prompt_embeds in zip(losses, embeds, strict=True):
                 batch = prompt_embeds.expand(len(noise), -1, -1)
@@ -60,6 +63,14 @@ def plain_loop(
         null_loss, label_loss = (torch.cat(kept) for kept in losses)
         maps.append((null_loss - label_loss).mean(dim=(0, 1)).numpy())
     return maps
+
+
+def ours(
+    pipeline: Pipeline, images: Sequence[ShardImage], options: TypicalityOptions, batch_size: int
+) -> list[Map]:
+    """Typicality as this project measures it."""
+    maps, _ = shard_typicality(pipeline, images, options, batch_size)
+    return [maps[place][0] for place in range(len(images))]
 
 
 def timed(run: Callable[[], list[Map]]) -> tuple[float, list[Map]]:
@@ -83,20 +94,18 @@ def main() -> None:
     options = TypicalityOptions(PromptTemplate(), 128, arguments.draws, (0.1, 0.7), 42)
     with tempfile.TemporaryDirectory() as folder:
         write_dataset(Path(folder), -(-arguments.images // len(COUNTRIES)), 0)
-        images = images_of(index_shard(list_folder(folder)[: arguments.images]))
+        found = islice(open_source(folder).images(), arguments.images)
+        images = images_of(index_shard(list(found)))
         ratios, seconds = [], []
         for _ in range(arguments.rounds):
             plain_seconds, plain_maps = timed(lambda: plain_loop(pipeline, images, options))
             our_seconds, our_maps = timed(
-                lambda: [
-                    mean
-                    for mean, _ in shard_typicality(pipeline, images, options, arguments.batch_size)
-                ]
+                lambda: ours(pipeline, images, options, arguments.batch_size)
             )
             ratios.append(plain_seconds / our_seconds)
             seconds.append((plain_seconds, our_seconds))
     error = max(
-        float(np.abs(ours - plain).max()) for ours, plain in zip(our_maps, plain_maps, strict=True)
+        float(np.abs(our - plain).max()) for our, plain in zip(our_maps, plain_maps, strict=True)
     )
     scale = max(float(np.abs(plain).max()) for plain in plain_maps)
     forwards = 2 * arguments.draws * len(images)

@@ -9,3 +9,7 @@ class InputError(Exception):
     The message is one sentence that says what was expected, what came and what to do; the command
     line prints it alone, without a traceback, and exits with status 2.
     """
+
+
+class ImageError(InputError):
+    """An image cannot be used; the message says why, and the work goes on without it."""

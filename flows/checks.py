@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.shards import FoundImage, list_folder
+from diffmining_core.images.sources import canonical_url, check_source
 from diffmining_core.models.files import find_model
 from diffmining_core.models.prompts import PromptTemplate
-from diffmining_core.store.ledger import open_run
 from diffmining_core.store.roots import open_root
-from flows.parameters import MineParameters
+from diffmining_core.store.runs import open_run
+from flows.parameters import IndexParameters, MineParameters
 
 
-def check_inputs(parameters: MineParameters) -> list[FoundImage]:
-    """Refuse what cannot be mined; else claim the root and return the images of the dataset.
+def check_inputs(parameters: MineParameters) -> None:
+    """Refuse what cannot be mined; else claim the root.
 
     The root comes last: a mistyped dataset or model must not put its name on a fresh root.
     InputError for prompts, timesteps, dataset, model or root, in this order.
     """
     check_parameters(parameters)
-    found = list_folder(parameters.dataset)
+    check_source(parameters.dataset)
     find_model(parameters.model)
-    open_run(open_root(parameters.root), {"dataset": parameters.dataset, "model": parameters.model})
-    return found
+    claim_root(parameters)
+
+
+def check_dataset(parameters: IndexParameters) -> None:
+    """Refuse a dataset or root that cannot be used; else claim the root."""
+    check_source(parameters.dataset)
+    claim_root(parameters)
+
+
+def claim_root(parameters: IndexParameters) -> None:
+    """Put the dataset's name on a fresh root; InputError if it holds another's results."""
+    open_run(open_root(parameters.root), {"dataset": canonical_url(parameters.dataset)})
 
 
 def check_parameters(parameters: MineParameters) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `diffmining mine`, `diffmining demo`."""
+"""The command line: `diffmining mine`, `index`, `demo`, and the commands that look after a root."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from cyclopts import ValidationError as CycloptsValidationError
 from pydantic import ValidationError
 
 from diffmining_core.errors import InputError
-from flows.checks import check_inputs
-from flows.parameters import MineParameters
+from flows import upkeep
+from flows.checks import check_dataset, check_inputs
+from flows.parameters import IndexParameters, MineParameters
 
 app = App(name="diffmining", help="Show what is typical of each label of an image collection.")
+upkeep.add_to(app)
 
 
 @app.command
@@ -29,6 +31,27 @@ def mine(parameters: Annotated[MineParameters, Parameter(name="*")]) -> None:
     from flows.mine import mine as flow
 
     print_end(flow(parameters))
+
+
+@app.command
+def index(parameters: Annotated[IndexParameters, Parameter(name="*")]) -> None:
+    """Index a dataset into shards ahead of mining it: what can be used, what is set aside.
+
+    `mine` does this too; here it is by itself, to look before a long run.
+    """
+    check_dataset(parameters)
+    from flows.index import index_dataset as flow
+
+    counts = flow(parameters)
+    print(
+        f"\n{counts['images']} images of {len(counts['labels'])} labels in {counts['shards']} "
+        f"shards ({counts['indexed']} of them new), {counts['set_aside']} set aside"
+    )
+    if counts["declared"]:
+        print(
+            f"{counts['declared']} of them are as the manifest says and were not opened; those "
+            "that prove unusable are set aside when they are measured"
+        )
 
 
 @app.command
@@ -68,6 +91,8 @@ def print_end(summary: dict[str, Any]) -> None:
         f"{summary['set_aside']} set aside, {summary['unet_forwards']} UNet forwards, "
         f"{summary['seconds']:.0f} s, at most {summary['peak_memory_mb']} MB"
     )
+    for unit, reason in summary["repaired"].items():
+        print(f"Made anew: {unit}, because {reason}")
     for note in summary["notes"]:
         print(f"Note: {note}")
     print(f"Open {summary['page']}")

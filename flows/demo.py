@@ -8,8 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from diffmining_core.images.street_scenes import COUNTRIES, write_dataset
-from diffmining_core.store.ledger import open_run
-from diffmining_core.store.roots import open_root
+from flows.checks import claim_root
 from flows.mine import mine
 from flows.parameters import MineParameters
 
@@ -35,7 +34,7 @@ def demo_parameters(folder: Path) -> MineParameters:
 def demo(folder: Path) -> dict[str, Any]:
     """Draw the scenes, mine them and return the summary; `folder/index.html` is the page."""
     parameters = demo_parameters(folder.resolve())
-    open_run(open_root(parameters.root), {"dataset": parameters.dataset, "model": parameters.model})
+    claim_root(parameters)
     total = IMAGES_PER_COUNTRY * len(COUNTRIES)
     with tqdm(total=total, desc="street scenes", unit=" images") as bar:
         write_dataset(

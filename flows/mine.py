@@ -5,16 +5,21 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
+from prefect.client.schemas.objects import State
 
-from diffmining_core.images.shards import FoundImage, check_labels, plan_index
+from diffmining_core.images.shards import check_labels
 from diffmining_core.models.files import find_model, model_geometry
+from diffmining_core.store.ledger import CorruptFileError, Manifest, published, retract
+from diffmining_core.store.roots import open_root
+from diffmining_core.store.runs import plan_stage
+from diffmining_core.store.units import Unit
 from flows.checks import check_inputs
 from flows.fan_out import run_missing
 from flows.parameters import MineParameters
@@ -24,17 +29,20 @@ from tasks.features import features, features_unit
 from tasks.finetune import (
     dataset_counts,
     finetune,
+    finetune_unit,
     finetuned_before,
     finetuned_model,
     shards_trained_on,
+    trained_on,
 )
-from tasks.index import Shard, index, index_unit, known_shards, shard_reference
+from tasks.index import Shard, dataset_shards, index
 from tasks.models import ModelReference, base_model, choose_device
 from tasks.patches import patches, patches_unit
 from tasks.report import Results, publish_page, publish_summary, report, summarised_report
-from tasks.selection import label_digests, select
-from tasks.typicality import typicality, typicality_unit
-from tasks.units import Done
+from tasks.selection import label_digests, select, selection_unit
+from tasks.typicality import set_aside_count, typicality, wanted_unit
+from tasks.units import CorruptUnitsError, Done
+from tasks.verification import retract_all, verify
 
 
 @flow(name="mine", flow_run_name="mine {parameters.dataset}", log_prints=True)
@@ -42,108 +50,106 @@ def mine(parameters: MineParameters) -> dict[str, Any]:
     """Index, finetune, measure typicality, pick patches, cluster them and draw the page.
 
     Returns the summary that is also kept as `summary.json` at the root. Every stage keeps its
-    results at the root, so a rerun computes only what is missing.
+    results at the root, so a rerun computes only what is missing. A stored result that proves
+    damaged where it is read is taken back and made anew, once each.
     """
     logger = get_run_logger()
-    ledger = RunLedger()
+    run = RunLedger()
+    check_inputs(parameters)
+    if parameters.mode == "verify":
+        run.repair(parameters.root, verify(parameters.root))
+    elif parameters.mode == "recompute":
+        retract_all(parameters.root)
+    while True:
+        try:
+            summary = mine_once(parameters, run)
+            break
+        except CorruptFileError as error:
+            run.repair(parameters.root, [error])
+        except CorruptUnitsError as error:
+            run.repair(parameters.root, error.damaged)
+    create_markdown_artifact(summary_markdown(summary), key="mine", description=summary["page"])
+    logger.info("The page of results is %s", summary["page"])
+    return summary
+
+
+def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
+    """One pass through all stages, each computing what is missing; returns the summary."""
     root = parameters.root
-    with ledger.stage("index"):
-        found = check_inputs(parameters)
-        dataset = index_dataset(parameters, found, ledger)
+    with run.stage("index"):
+        units = run.add(
+            index(root, parameters.dataset, parameters.shard_rows, parameters.max_bad_share)
+        )
+        dataset = dataset_shards(root, units[-1].key)
         counts = dataset_counts(dataset)
         check_labels(counts, parameters.min_images)
         base = base_model(parameters.model)
         geometry = model_geometry(find_model(parameters.model))
         size, cell = parameters.size or geometry.size, geometry.cell
 
-    with ledger.stage("finetune"):
-        model, notes = finetune_model(parameters, dataset, base, size, ledger)
+    with run.stage("finetune"):
+        model, notes = finetune_model(parameters, dataset, base, size, run)
     for note in notes:
-        logger.warning(note)
+        get_run_logger().warning(note)
 
-    options = parameters.typicality_options(size)
     compared = shards_trained_on(root, model, dataset)
     if parameters.before_shards >= 0:
         compared = compared[: parameters.before_shards]
-    with ledger.stage("typicality"):
-        after_keys = typicality_of(parameters, dataset, model, options, ledger)
-    with ledger.stage("typicality_before"):
-        before_keys = typicality_of(parameters, compared, base, options, ledger)
+    after_keys, before_keys = measure(parameters, dataset, model, compared, base, size, run)
+    unusable = set_aside_count(root, dataset, after_keys)
 
-    with ledger.stage("patches"):
+    with run.stage("patches"):
         patch_options = parameters.patch_options(size, cell)
-        selection = selection_of(parameters, dataset, after_keys, patch_options, ledger)
-        selection_before = (
-            selection_of(parameters, compared, before_keys, patch_options, ledger)
-            if compared
-            else None
-        )
+        picked = pick_patches(parameters, [*after_keys, *before_keys], patch_options, run)
+    with run.stage("selection"):
+        top, seed = parameters.top, parameters.seed
+        after_patches = [picked[key] for key in after_keys]
+        before_patches = [picked[key] for key in before_keys]
+        chosen = [selection_unit(dataset, after_patches, top, seed)]
+        if compared:
+            chosen.append(selection_unit(compared, before_patches, top, seed))
+        plan_stage(open_root(root), chosen[0].stage, [unit.key for unit in chosen])
+        workers = parameters.patch_workers
+        (selection,) = run.add([select(root, dataset, after_patches, top, seed, workers)])
+        if compared:
+            (before,) = run.add([select(root, compared, before_patches, top, seed, workers)])
 
-    with ledger.stage("features"):
-        digests = label_digests(root, selection)
-        feature_options = {"prompt": parameters.prompt, "size": size, "seed": parameters.seed}
-        feature_units = ledger.add(
-            run_missing(
-                root,
-                [
-                    (features_unit(label, digest, model, feature_options), (label, digest))
-                    for label, digest in digests.items()
-                ],
-                lambda work: features(
-                    root,
-                    *work,
-                    selection,
-                    model,
-                    feature_options,
-                    choose_device(parameters.device),
-                    return_state=True,
-                ),
-            )
-        )
-    with ledger.stage("clusters"):
-        labelled = dict(zip(digests, feature_units, strict=True))
-        cluster_units = ledger.add(
-            run_missing(
-                root,
-                [
-                    (clusters_unit(done.key, parameters.k), (label, done.key))
-                    for label, done in labelled.items()
-                ],
-                lambda work: clusters(root, *work, parameters.k, return_state=True),
-            )
-        )
-        lowered = (lowered_k(root, done.key, parameters.k) for done in cluster_units)
+    digests = label_digests(root, selection.key)
+    with run.stage("features"):
+        embedded = embed(parameters, selection.key, digests, model, size, run)
+    with run.stage("clusters"):
+        clustered = cluster(parameters, embedded, run)
+        lowered = (lowered_k(root, key, parameters.k) for key in clustered.values())
         notes += [sentence for sentence in lowered if sentence]
 
     results = Results(
         dataset=tuple(dataset),
+        images=sum(counts.values()) - unusable,
         size=size,
         typicality=tuple(after_keys),
-        selection=selection,
-        clusters=tuple(
-            (label, done.key) for label, done in zip(digests, cluster_units, strict=True)
-        ),
+        selection=selection.key,
+        clusters=tuple(clustered.items()),
         finetune=model.finetuned,
         compared=tuple(compared),
         typicality_before=tuple(before_keys),
-        selection_before=selection_before,
+        selection_before=before.key if compared else None,
     )
     truth = None
     if truth_url := truth_file(parameters.dataset):
-        with ledger.stage("evaluation"):
-            (done,) = ledger.add([evaluate(root, truth_url, results, cell)])
+        with run.stage("evaluation"):
+            (done,) = run.add([evaluate(root, truth_url, results, cell)])
             truth = measured_truth(root, done.key)
 
-    with ledger.stage("report"):
-        facts = page_facts(parameters, dataset, size, patch_options["size"], notes)
-        (done,) = ledger.add([report(root, page_title(parameters), results, facts, truth)])
+    with run.stage("report"):
+        facts = page_facts(parameters, results, patch_options["size"], notes)
+        (done,) = run.add([report(root, page_title(parameters), results, facts, truth)])
         page = publish_page(root, done.key)
 
     summary = {
         **(truth or {}),
-        **ledger.summary(),
-        "images": sum(counts.values()),
-        "set_aside": sum(shard.set_aside for shard in dataset),
+        **run.summary(),
+        "images": results.images,
+        "set_aside": sum(shard.set_aside for shard in dataset) + unusable,
         "labels": counts,
         "shards": len(dataset),
         "notes": notes,
@@ -151,27 +157,41 @@ def mine(parameters: MineParameters) -> dict[str, Any]:
         "page": page,
     }
     # A rerun that finds everything leaves the numbers of the run that made the page.
-    if any(unit.computed for unit in ledger.done) or summarised_report(root) != done.key:
+    if any(unit.computed for unit in run.done) or summarised_report(root) != done.key:
         publish_summary(root, summary)
-    create_markdown_artifact(summary_markdown(summary), key="mine", description=page)
-    logger.info("The page of results is %s", page)
     return summary
 
 
 class RunLedger:
-    """What this run did: units, seconds per stage, UNet forwards; for the summary."""
+    """What this run did: units, repairs, seconds per stage, UNet forwards; for the summary."""
 
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.done: list[Done] = []
-        self.seconds: dict[str, float] = {}
+        self.repaired: dict[str, str] = {}
+        self.seconds: defaultdict[str, float] = defaultdict(float)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measure the seconds of one stage."""
+        """Measure the seconds of one stage, over all passes."""
         started = time.monotonic()
-        yield
-        self.seconds[name] = round(time.monotonic() - started, 2)
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.monotonic() - started
+
+    def repair(self, root: str, damaged: Iterable[CorruptFileError]) -> None:
+        """Take damaged units back, so that the next pass makes them anew.
+
+        A unit that is damaged again in the same run is raised: the storage itself is to be mended.
+        """
+        once_each = {f"{error.stage}/{error.key}": error for error in damaged}
+        for unit, error in once_each.items():
+            if unit in self.repaired:
+                raise error
+            self.repaired[unit] = str(error)
+            get_run_logger().warning("%s is made anew: %s", unit, error)
+            retract(open_root(root), error.stage, error.key)
 
     def add(self, done: Iterable[Done]) -> list[Done]:
         """Note finished units."""
@@ -185,31 +205,12 @@ class RunLedger:
         forwards = sum(u.counts.get("unet_forwards", 0) for u in self.done if u.computed)
         return {
             "seconds": round(time.monotonic() - self.started, 2),
-            "stages": self.seconds,
+            "stages": {name: round(seconds, 2) for name, seconds in self.seconds.items()},
             "peak_memory_mb": peak_memory_mb(),
             "computed": dict(computed),
             "unet_forwards": forwards,
+            "repaired": self.repaired,
         }
-
-
-def index_dataset(
-    parameters: MineParameters, found: list[FoundImage], ledger: RunLedger
-) -> list[Shard]:
-    """The dataset's shards, of which only those with new images are indexed now."""
-    plan = plan_index(found, known_shards(parameters.root), parameters.shard_rows)
-    new = ledger.add(
-        run_missing(
-            parameters.root,
-            [(index_unit(files), files) for files in plan.new],
-            lambda files: index(
-                parameters.root, files, parameters.max_bad_share, return_state=True
-            ),
-        )
-    )
-    keys = [*plan.keep, *(done.key for done in new)]
-    references = [shard_reference(parameters.root, key) for key in keys]
-    # By content, so that neither the folder's place nor the order of arrival decides anything.
-    return sorted(references, key=lambda shard: (shard.content_id, shard.key))
 
 
 def finetune_model(
@@ -217,74 +218,136 @@ def finetune_model(
     dataset: list[Shard],
     base: ModelReference,
     size: int,
-    ledger: RunLedger,
+    run: RunLedger,
 ) -> tuple[ModelReference, list[str]]:
     """The model to mine with, and sentences about it that its user should read."""
     if parameters.finetune_steps == 0:
         return base, []
     options = parameters.finetune_options(size)
     kept = finetuned_before(parameters.root, dataset, base, options)
-    if kept is None or (parameters.retrain and len(kept.inputs) - 1 < len(dataset)):
+    current = {shard.content_id for shard in dataset}
+    if kept is None or (parameters.retrain and set(kept.inputs[1:]) != current):
+        unit = finetune_unit(dataset, base, options)
+        plan_stage(open_root(parameters.root), unit.stage, [unit.key])
         device = choose_device(parameters.device)
-        (done,) = ledger.add([finetune(parameters.root, dataset, base, options, device)])
+        (done,) = run.add([finetune(parameters.root, dataset, base, options, device)])
         return finetuned_model(parameters.root, base, done.key), []
+    plan_stage(open_root(parameters.root), kept.stage, [kept.key])
+    return finetuned_model(parameters.root, base, kept.key), notes_on_kept(kept, dataset)
+
+
+def notes_on_kept(kept: Manifest, dataset: list[Shard]) -> list[str]:
+    """What the model that is kept does not know of the dataset as it is now."""
     notes = []
     unseen = sorted(set(dataset_counts(dataset)) - set(kept.facts["labels"]))
+    seen = trained_on(kept, dataset)
     if unseen:
         notes.append(
             f"The model was finetuned before {', '.join(unseen)} came to the dataset and does not "
             "know what is typical of it; run once with --retrain."
         )
-    elif len(kept.inputs) - 1 < len(dataset):
+    elif len(seen) < len(dataset):
         notes.append(
-            f"The model kept was finetuned on {len(kept.inputs) - 1} of {len(dataset)} shards; "
+            f"The model kept was finetuned on {len(seen)} of {len(dataset)} shards; "
             "--retrain finetunes on all."
         )
-    return finetuned_model(parameters.root, base, kept.key), notes
+    if set(kept.inputs[1:]) - {shard.content_id for shard in dataset}:
+        notes.append(
+            "The model kept was finetuned also on images that have since left the dataset or got "
+            "another label; --retrain finetunes without them."
+        )
+    return notes
 
 
-def typicality_of(
+def measure(
     parameters: MineParameters,
     dataset: list[Shard],
     model: ModelReference,
-    options: dict[str, Any],
-    ledger: RunLedger,
-) -> list[str]:
-    """The keys of the shards' typicality maps under one model."""
-    done = run_missing(
-        parameters.root,
-        [(typicality_unit(shard, model, options), shard) for shard in dataset],
-        lambda shard: typicality(
-            parameters.root,
-            shard,
-            model,
+    compared: list[Shard],
+    base: ModelReference,
+    size: int,
+    run: RunLedger,
+) -> tuple[list[str], list[str]]:
+    """The keys of the maps of the dataset, and of the compared shards before finetuning."""
+    root, options = parameters.root, parameters.typicality_options(size)
+    there = published(open_root(root), "typicality")
+    after = [(wanted_unit(shard, model, options, there), (shard, model)) for shard in dataset]
+    before = [(wanted_unit(shard, base, options, there), (shard, base)) for shard in compared]
+    plan_stage(open_root(root), "typicality", [unit.key for unit, _ in [*after, *before]])
+
+    def measure_shard(work: tuple[Shard, ModelReference]) -> State[Done]:
+        device = choose_device(parameters.device)
+        return typicality(
+            root,
+            *work,
             options,
-            choose_device(parameters.device),
+            device,
             parameters.batch_size,
+            parameters.max_bad_share,
             return_state=True,
-        ),
-    )
-    return [unit.key for unit in ledger.add(done)]
-
-
-def selection_of(
-    parameters: MineParameters,
-    dataset: list[Shard],
-    typicality_keys: list[str],
-    patch_options: dict[str, Any],
-    ledger: RunLedger,
-) -> str:
-    """The key of the patches selected from these maps."""
-    picked = ledger.add(
-        run_missing(
-            parameters.root,
-            [(patches_unit(key, patch_options), key) for key in typicality_keys],
-            lambda key: patches(parameters.root, key, patch_options, return_state=True),
         )
-    )
-    keys = [unit.key for unit in picked]
-    (done,) = ledger.add([select(parameters.root, dataset, keys, parameters.top, parameters.seed)])
-    return done.key
+
+    with run.stage("typicality"):
+        measured = run.add(run_missing(after, there, measure_shard))
+    with run.stage("typicality_before"):
+        measured_before = run.add(run_missing(before, there, measure_shard))
+    return [unit.key for unit in measured], [unit.key for unit in measured_before]
+
+
+def pick_patches(
+    parameters: MineParameters, typicality_keys: list[str], options: dict[str, Any], run: RunLedger
+) -> dict[str, str]:
+    """The keys of the patches of these maps, by the keys of the maps."""
+    root = open_root(parameters.root)
+    keys = {key: patches_unit(key, options).key for key in typicality_keys}
+    plan_stage(root, "patches", keys.values())
+    there = published(root, "patches")
+    if missing := [key for key in keys if keys[key] not in there]:
+        run.add(patches(parameters.root, missing, options, parameters.patch_workers))
+    return keys
+
+
+def embed(
+    parameters: MineParameters,
+    selection: str,
+    digests: dict[str, str],
+    model: ModelReference,
+    size: int,
+    run: RunLedger,
+) -> dict[str, str]:
+    """The keys of the features of each label's highest patches."""
+    root = parameters.root
+    options = {"prompt": parameters.prompt, "size": size, "seed": parameters.seed}
+    work = [
+        (features_unit(label, digest, model, options), (label, digest))
+        for label, digest in digests.items()
+    ]
+
+    def embed_label(work: tuple[str, str]) -> State[Done]:
+        device = choose_device(parameters.device)
+        return features(root, *work, selection, model, options, device, return_state=True)
+
+    done = run.add(run_missing(work, planned_there(root, "features", work), embed_label))
+    return dict(zip(digests, (unit.key for unit in done), strict=True))
+
+
+def cluster(parameters: MineParameters, embedded: dict[str, str], run: RunLedger) -> dict[str, str]:
+    """The keys of each label's clusters."""
+    root, k = parameters.root, parameters.k
+    work = [(clusters_unit(key, k), (label, key)) for label, key in embedded.items()]
+
+    def cluster_label(work: tuple[str, str]) -> State[Done]:
+        return clusters(root, *work, k, return_state=True)
+
+    done = run.add(run_missing(work, planned_there(root, "clusters", work), cluster_label))
+    return dict(zip(embedded, (unit.key for unit in done), strict=True))
+
+
+def planned_there(root: str, stage: str, work: Iterable[tuple[Unit, object]]) -> set[str]:
+    """Note the wanted units of a stage; returns the keys of those that are there."""
+    opened = open_root(root)
+    plan_stage(opened, stage, [unit.key for unit, _ in work])
+    return published(opened, stage)
 
 
 def page_title(parameters: MineParameters) -> str:
@@ -294,23 +357,24 @@ def page_title(parameters: MineParameters) -> str:
 
 
 def page_facts(
-    parameters: MineParameters, dataset: list[Shard], size: int, patch_size: int, notes: list[str]
+    parameters: MineParameters, results: Results, patch_size: int, notes: list[str]
 ) -> dict[str, Any]:
     """How the page was made, for its readers."""
     return {
         "notes": notes,
         "dataset": {
             "folder": parameters.dataset,
-            "images": sum(shard.images for shard in dataset),
-            "set aside": sum(shard.set_aside for shard in dataset),
-            "shards": len(dataset),
+            "images": results.images,
+            "set aside": sum(shard.images + shard.set_aside for shard in results.dataset)
+            - results.images,
+            "shards": len(results.dataset),
         },
         "model": {
             "base": parameters.model,
             "prompt": parameters.prompt,
             "null prompt": parameters.null_prompt or "(empty)",
             "finetuning steps": parameters.finetune_steps,
-            "image size": f"{size} px",
+            "image size": f"{results.size} px",
         },
         "typicality": {
             "draws": parameters.draws,

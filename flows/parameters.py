@@ -7,17 +7,31 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class MineParameters(BaseModel):
-    """Mine what is typical of each label of a dataset."""
+class IndexParameters(BaseModel):
+    """Index a dataset into shards."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     dataset: Annotated[
-        str, Field(description="Folder or URL with one sub-folder of images per label.")
+        str,
+        Field(
+            description="Folder with a sub-folder of images per label, CSV or Parquet manifest, "
+            "WebDataset tars or Parquet files with images: a path, URL or pattern."
+        ),
     ]
     root: Annotated[
         str, Field(description="Folder or URL for the results; rerun with the same to go on.")
     ]
+    shard_rows: Annotated[int, Field(ge=1, description="Images per dataset shard.")] = 1000
+    max_bad_share: Annotated[
+        float,
+        Field(ge=0, le=1, description="Share of unusable images from which a shard fails."),
+    ] = 0.25
+
+
+class MineParameters(IndexParameters):
+    """Mine what is typical of each label of a dataset."""
+
     model: Annotated[
         str,
         Field(description="Hub id or folder of a Stable Diffusion pipeline, or 'tiny'."),
@@ -82,14 +96,24 @@ class MineParameters(BaseModel):
     top: Annotated[int, Field(ge=1, description="Patches kept per label.")] = 1000
     k: Annotated[int, Field(ge=1, description="Clusters per label.")] = 32
 
-    shard_rows: Annotated[int, Field(ge=1, description="Images per dataset shard.")] = 1000
+    mode: Annotated[
+        Literal["resume", "verify", "recompute"],
+        Field(
+            description="resume uses what is there and makes the rest; verify first rereads all "
+            "results and makes damaged ones anew; recompute makes everything anew."
+        ),
+    ] = "resume"
+    patch_workers: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Processes that score patches, 0 for threads; DASK_SCHEDULER_ADDRESS, if "
+            "set, goes before.",
+        ),
+    ] = 0
     min_images: Annotated[
         int, Field(ge=1, description="Fewest good images that a label may have.")
     ] = 2
-    max_bad_share: Annotated[
-        float,
-        Field(ge=0, le=1, description="Share of unusable images from which a shard fails."),
-    ] = 0.25
     seed: Annotated[int, Field(ge=0, description="Seed of everything random.")] = 42
     device: Annotated[
         str, Field(description="'auto', 'cpu', 'cuda' or a numbered one such as 'cuda:1'.")

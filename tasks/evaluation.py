@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from diffmining_core.evaluation.planted import (
     ALGO,
     PixelScores,
+    check_truth,
     cluster_purity,
     hits,
     score_pixels,
@@ -59,13 +60,15 @@ def evaluate(root: str, truth_url: str, results: Results, cell: int) -> Done:
     def produce(attempt: Attempt) -> None:
         opened = open_root(root)
         truth = pq.read_table(pa.BufferReader(data))
+        selection = selected(opened, results.selection)
+        check_truth(truth, selection["uri"].to_pylist())
         after = _pixel_scores(opened, results.dataset, results.typicality, truth, cell)
         measured: dict[str, Any] = {
             "average_precision": {
                 "after": after.average_precision,
                 "base_rate": after.base_rate,
             },
-            "hits": hits(selected(opened, results.selection), truth),
+            "hits": hits(selection, truth),
             "cluster_purity": cluster_purity(current_clusters(opened, results), truth),
         }
         if results.typicality_before:
@@ -90,6 +93,6 @@ def _pixel_scores(
     scores = PixelScores.empty()
     for shard, key in zip(dataset, keys, strict=True):
         manifest = finished(root, typicality.STAGE, key)
-        uris = {image.image_id: image.uri for image in good_images(root, shard)}
+        uris = {(image.image_id, image.label): image.uri for image in good_images(root, shard)}
         scores = scores.merge(score_pixels(read_maps(root, manifest), uris, truth, cell))
     return scores

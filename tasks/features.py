@@ -87,7 +87,7 @@ def _embed(
         for (image_id, uri), places in missing.items():
             vectors = image_features(
                 pipeline,
-                load_pixels(uri, options["size"]),
+                load_pixels(uri, options["size"], image_id),
                 prompt_embeds,
                 [(y, x) for _, y, x in places],
                 patch_size,

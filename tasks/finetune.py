@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from diffmining_core import models
+from diffmining_core.errors import ImageError, InputError
 from diffmining_core.images.pixels import load_pixels
 from diffmining_core.images.shards import ShardImage
 from diffmining_core.models.files import model_digest
@@ -31,6 +33,8 @@ STAGE = "finetune"
 LOSSES = "losses.json"
 STEPS_BETWEEN_CHECKPOINTS = 200
 
+logger = logging.getLogger(__name__)
+
 
 class ShardImages:
     """The good images of many shards by index; a few shards' tables in memory at a time."""
@@ -45,11 +49,24 @@ class ShardImages:
         return self.ends[-1]
 
     def load(self, index: int) -> tuple[npt.NDArray[np.uint8], str]:
-        """The model-size image uint8 [h, w, 3] and its label."""
+        """The model-size image uint8 [h, w, 3] and its label.
+
+        In place of one that nobody had opened before and that cannot be used comes the next; it is
+        set aside by name where its typicality would be measured.
+        """
+        for other in range(index, index + len(self)):
+            image = self._image(other % len(self))
+            try:
+                return load_pixels(image.uri, self.size, image.image_id), image.label
+            except ImageError as error:
+                if not image.declared:
+                    raise
+                logger.warning("finetuning goes on without an image: %s", error)
+        raise InputError(f"none of the {len(self)} images can be used; see the log for the reasons")
+
+    def _image(self, index: int) -> ShardImage:
         place = bisect_right(self.ends, index)
-        images: list[ShardImage] = self._images(place)
-        image = images[index - self.ends[place]]
-        return load_pixels(image.uri, self.size), image.label
+        return self._images(place)[index - self.ends[place]]
 
 
 def finetune_unit(dataset: Sequence[Shard], base: ModelReference, options: dict[str, Any]) -> Unit:
@@ -132,20 +149,31 @@ def dataset_counts(dataset: Sequence[Shard]) -> dict[str, int]:
 def finetuned_before(
     root: str, dataset: Sequence[Shard], base: ModelReference, options: dict[str, Any]
 ) -> Manifest | None:
-    """The model finetuned at this root with these options on the most of these very shards.
+    """The model finetuned at this root with these options on the most of these shards.
 
-    A dataset that has grown keeps the model it has; None if there is none to keep.
+    A dataset that has grown, shrunk or been corrected keeps the model it has; None if no model has
+    seen any of it.
     """
-    content = {shard.content_id for shard in dataset}
     candidates = [
-        manifest
+        (len(trained_on(manifest, dataset)), manifest)
         for manifest in read_manifests(open_root(root), STAGE)
         if manifest.algo == models.ALGO
         and manifest.parameters == options
         and manifest.inputs[0] == base.digest
-        and content.issuperset(manifest.inputs[1:])
     ]
-    return max(candidates, key=lambda manifest: (len(manifest.inputs), manifest.key), default=None)
+    # Of two that have seen as much of it, the one that has seen less beside it.
+    seen, best = max(
+        candidates,
+        key=lambda pair: (pair[0], -len(pair[1].inputs), pair[1].key),
+        default=(0, None),
+    )
+    return best if seen else None
+
+
+def trained_on(manifest: Manifest, dataset: Sequence[Shard]) -> list[Shard]:
+    """The shards whose images a finetuned model has seen, even if some of them are gone since."""
+    seen = set(manifest.inputs[1:])
+    return [shard for shard in dataset if {shard.content_id, shard.indexed_id} & seen]
 
 
 def finetuned_model(root: str, base: ModelReference, key: str) -> ModelReference:
@@ -158,8 +186,7 @@ def shards_trained_on(root: str, model: ModelReference, dataset: Sequence[Shard]
     """The shards that a finetuned model has seen; none for a base model."""
     if model.finetuned is None:
         return []
-    manifest = finished(open_root(root), STAGE, model.finetuned)
-    return [shard for shard in dataset if shard.content_id in manifest.inputs[1:]]
+    return trained_on(finished(open_root(root), STAGE, model.finetuned), dataset)
 
 
 def loss_curve(root: str, key: str) -> list[tuple[int, float]]:

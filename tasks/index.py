@@ -1,37 +1,71 @@
-"""Index new images into dataset shards."""
+"""Index a dataset into shards: what is new since the last time is read, checked and published."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from diffmining_core.images import shards
-from diffmining_core.images.shards import FoundImage, ShardImage
-from diffmining_core.store.ledger import Attempt, finished, read_manifests, read_table
+from diffmining_core.images.shards import FoundImage, KeptShard, KnownShard, NewShard, ShardImage
+from diffmining_core.images.sources import open_source
+from diffmining_core.store.ledger import (
+    Attempt,
+    Manifest,
+    finished,
+    published,
+    read_manifest,
+    read_manifests,
+    read_table,
+)
 from diffmining_core.store.roots import Root, open_root
+from diffmining_core.store.runs import plan_stage
 from diffmining_core.store.units import Unit
 from tasks.progress import Progress
-from tasks.units import Done, fill, stage_task
+from tasks.units import Done, Failures, fill, stage_task
 
 STAGE = "index"
 TABLE = "shard.parquet"
+
+DATASET_STAGE = "dataset"
+DATASET_ALGO = "dataset-1"
+DATASET_TABLE = "shards.parquet"
+
+DATASET_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),  # of the shard's index unit
+        ("indexed_id", pa.string()),  # content id of all rows of its table
+        ("content_id", pa.string()),  # content id of the rows that still belong to the dataset
+        ("dropped", pa.list_(pa.int32())),  # numbers of the rows that do not
+        ("labels", pa.string()),  # JSON: good images per label
+        ("set_aside", pa.int32()),  # images that cannot be used
+        ("declared", pa.int32()),  # good images that nobody has opened yet
+    ]
+)
 
 
 @dataclass(frozen=True)
 class Shard:
     """A dataset shard by reference; its table stays in storage.
 
-    `content_id` names its images and labels whatever their place; `labels` counts its good images
-    per label.
+    `content_id` names its images and labels whatever their place. Rows that have left the dataset
+    since it was indexed, or got another label, are `dropped` (their numbers); with them its content
+    was `indexed_id`. `labels` counts its good images per label.
     """
 
     key: str
+    indexed_id: str
     content_id: str
+    dropped: tuple[int, ...]
     labels: tuple[tuple[str, int], ...]
     set_aside: int
+    declared: int
 
     @property
     def name(self) -> str:
@@ -45,52 +79,141 @@ class Shard:
 
 
 def index_unit(found: Sequence[FoundImage]) -> Unit:
-    """The unit of one shard: these files with these fingerprints, in this order."""
-    files = "\n".join(f"{f.uri}\t{f.label}\t{f.fingerprint}" for f in found)
-    digest = hashlib.sha256(files.encode()).hexdigest()
-    return Unit(STAGE, shards.ALGO, (), {"files": digest})
+    """The unit of one shard: these images as they were found, in this order."""
+    digest = hashlib.sha256()
+    for image in found:
+        digest.update(repr(image).encode() + b"\n")
+    return Unit(STAGE, shards.ALGO, (), {"files": digest.hexdigest()})
+
+
+def dataset_unit(source_digest: str, known: set[str]) -> Unit:
+    """The unit of one state of the dataset, cut into shards of which `known` are indexed."""
+    keys = hashlib.sha256("\n".join(sorted(known)).encode()).hexdigest()
+    return Unit(DATASET_STAGE, DATASET_ALGO, (source_digest, keys), {})
 
 
 @stage_task(STAGE)
-def index(root: str, found: Sequence[FoundImage], max_bad_share: float) -> Done:
-    """Read, check and publish one shard of new images."""
+def index(root: str, dataset: str, shard_rows: int, max_bad_share: float) -> list[Done]:
+    """Index what is new in the dataset; the last of the units says which shards it now has.
 
-    def produce(attempt: Attempt) -> None:
-        with Progress("index", len(found), "images") as progress:
-            table = shards.index_shard(found, progress.advance)
-        shards.check_set_aside(table, max_bad_share)
-        attempt.write_table(TABLE, table)
-        good = shards.good(table)
-        attempt.counts["images"] = good.num_rows
-        attempt.counts["set_aside"] = table.num_rows - good.num_rows
-        attempt.facts["content_id"] = shards.shard_content_id(table)
-        counted = good.column("label").value_counts().to_pylist()
-        attempt.facts["labels"] = {row["values"]: row["counts"] for row in counted}
-
-    return fill(root, index_unit(found), produce)
-
-
-def known_shards(root: str) -> dict[str, pa.Table]:
-    """The tables of all shards ever indexed at this root, by key."""
+    Nothing is read where nothing has changed. A shard with too many bad images stops no other; the
+    first such is raised in the end.
+    """
     opened = open_root(root)
-    return {m.key: read_table(opened, m, TABLE) for m in read_manifests(opened, STAGE)}
+    source = open_source(dataset)
+    known = published(opened, STAGE)
+    unit = dataset_unit(source.digest, known)
+    if manifest := read_manifest(opened, DATASET_STAGE, unit.key):
+        return [Done(DATASET_STAGE, unit.key, False, manifest.seconds, dict(manifest.counts))]
+
+    plan = source.plan(known_shards(opened), shard_rows)
+    done: list[Done] = []
+    failures = Failures()
+    with Progress(STAGE, plan.images, "images") as progress:
+        for new in plan.new:
+            unit = index_unit(new.images)
+            with failures.of(unit):
+                produce = partial(_index_shard, new, max_bad_share, progress)
+                done.append(fill(root, unit, produce))
+    failures.raise_for(len(done) + len(failures))
+    kept = [*plan.keep, *(KeptShard(unit.key, ()) for unit in done)]
+    plan_stage(opened, STAGE, [shard.key for shard in kept])
+    unit = dataset_unit(source.digest, known | {unit.key for unit in done})
+    plan_stage(opened, DATASET_STAGE, [unit.key])
+    return [*done, fill(root, unit, partial(_write_dataset, opened, kept))]
 
 
-def shard_reference(root: str, key: str) -> Shard:
-    """The reference of a published shard."""
-    manifest = finished(open_root(root), STAGE, key)
-    return Shard(
-        key,
-        manifest.facts["content_id"],
-        tuple(sorted(manifest.facts["labels"].items())),
-        manifest.counts["set_aside"],
-    )
+def _index_shard(new: NewShard, max_bad_share: float, progress: Progress, attempt: Attempt) -> None:
+    table = shards.index_shard(new.images, progress.advance)
+    shards.check_set_aside(table, max_bad_share)
+    attempt.write_table(TABLE, table)
+    good = shards.good(table)
+    attempt.counts["images"] = good.num_rows
+    attempt.counts["set_aside"] = table.num_rows - good.num_rows
+    attempt.counts["declared"] = _declared(good)
+    attempt.facts["part"] = new.part
+    attempt.facts["content_id"] = shards.shard_content_id(table)
+    attempt.facts["labels"] = _label_counts(good)
+
+
+def _declared(good: pa.Table) -> int:
+    return pc.sum(good.column("declared")).as_py() or 0
+
+
+def _label_counts(good: pa.Table) -> dict[str, int]:
+    counted = good.column("label").value_counts().to_pylist()
+    return {row["values"]: row["counts"] for row in counted}
+
+
+def _write_dataset(root: Root, kept: Sequence[KeptShard], attempt: Attempt) -> None:
+    manifests = {manifest.key: manifest for manifest in read_manifests(root, STAGE)}
+    rows = [_dataset_row(root, manifests[shard.key], shard.dropped) for shard in kept]
+    # By content, so that neither the folder's place nor the order of arrival decides anything.
+    rows.sort(key=lambda row: (row["content_id"], row["key"]))
+    attempt.write_table(DATASET_TABLE, pa.Table.from_pylist(rows, schema=DATASET_SCHEMA))
+    attempt.counts["shards"] = len(rows)
+    attempt.counts["images"] = sum(sum(json.loads(row["labels"]).values()) for row in rows)
+    attempt.counts["set_aside"] = sum(row["set_aside"] for row in rows)
+    attempt.counts["declared"] = sum(row["declared"] for row in rows)
+
+
+def _dataset_row(root: Root, manifest: Manifest, dropped: Sequence[int]) -> dict[str, Any]:
+    content_id, labels = manifest.facts["content_id"], manifest.facts["labels"]
+    row = {"key": manifest.key, "indexed_id": content_id, "dropped": list(dropped)}
+    set_aside, declared = manifest.counts["set_aside"], manifest.counts["declared"]
+    if dropped:
+        live = _without(read_table(root, manifest, TABLE), dropped)
+        good = shards.good(live)
+        content_id, labels = shards.shard_content_id(live), _label_counts(good)
+        set_aside, declared = live.num_rows - good.num_rows, _declared(good)
+    return row | {
+        "content_id": content_id,
+        "labels": json.dumps(labels, sort_keys=True),
+        "set_aside": set_aside,
+        "declared": declared,
+    }
+
+
+def known_shards(root: Root) -> list[KnownShard]:
+    """All shards ever indexed at this root; their tables are read only when asked for."""
+    return [
+        KnownShard(
+            key=manifest.key,
+            part=manifest.facts["part"],
+            rows=partial(read_table, root, manifest, TABLE),
+        )
+        for manifest in read_manifests(root, STAGE)
+        if manifest.algo == shards.ALGO  # the tables of another are of another form
+    ]
+
+
+def dataset_shards(root: str, key: str) -> list[Shard]:
+    """The shards of a published state of the dataset, by content."""
+    opened = open_root(root)
+    table = read_table(opened, finished(opened, DATASET_STAGE, key), DATASET_TABLE)
+    return [
+        Shard(
+            key=row["key"],
+            indexed_id=row["indexed_id"],
+            content_id=row["content_id"],
+            dropped=tuple(row["dropped"]),
+            labels=tuple(sorted(json.loads(row["labels"]).items())),
+            set_aside=row["set_aside"],
+            declared=row["declared"],
+        )
+        for row in table.to_pylist()
+    ]
 
 
 def shard_table(root: Root, shard: Shard) -> pa.Table:
-    """All rows of a shard, those set aside too."""
+    """The rows of a shard that belong to the dataset, those set aside too."""
     manifest = finished(root, STAGE, shard.key)
-    return read_table(root, manifest, TABLE)
+    return _without(read_table(root, manifest, TABLE), shard.dropped)
+
+
+def _without(table: pa.Table, dropped: Sequence[int]) -> pa.Table:
+    gone = set(dropped)
+    return table.take([row for row in range(table.num_rows) if row not in gone]) if gone else table
 
 
 def good_images(root: Root, shard: Shard) -> list[ShardImage]:
@@ -98,18 +221,8 @@ def good_images(root: Root, shard: Shard) -> list[ShardImage]:
     return shards.images_of(shards.good(shard_table(root, shard)))
 
 
-def uris(root: Root, dataset: Sequence[Shard], wanted: set[str]) -> dict[str, str]:
-    """Where the images with these ids are, read shard by shard."""
-    found: dict[str, str] = {}
-    for shard in dataset:
-        for image in good_images(root, shard):
-            if image.image_id in wanted:
-                found.setdefault(image.image_id, image.uri)
-    return found
-
-
 def set_aside_rows(root: Root, dataset: Sequence[Shard]) -> Iterator[tuple[str, str]]:
-    """(uri, reason) of every image set aside."""
+    """(uri, reason) of every image that indexing set aside."""
     for shard in dataset:
         if not shard.set_aside:
             continue

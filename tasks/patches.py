@@ -1,15 +1,20 @@
-"""Patches of one shard's typicality maps: the highest, the lowest and random ones of each image."""
+"""Patches of typicality maps: the highest, the lowest and random ones of each image."""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from diffmining_core.patches.scoring import ALGO, shard_patches, too_small
-from diffmining_core.store.ledger import Attempt, finished
+from diffmining_core.store.ledger import Attempt, finished, published
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
-from tasks.units import Done, fill, stage_task
+from tasks.dask_client import dask_client, outcomes
+from tasks.progress import Progress
+from tasks.units import Done, Failures, fill, stage_task
 
 STAGE = "patches"
 TABLE = "patches.parquet"
@@ -20,16 +25,48 @@ def patches_unit(typicality_key: str, options: dict[str, Any]) -> Unit:
     return Unit(STAGE, ALGO, (typicality_key,), options)
 
 
-@stage_task(STAGE, "patches {typicality_key:.8}")
-def patches(root: str, typicality_key: str, options: dict[str, Any]) -> Done:
-    """Score and pick the patches of one shard."""
+@stage_task(STAGE)
+def patches(
+    root: str, typicality_keys: Sequence[str], options: dict[str, Any], workers: int = 0
+) -> list[Done]:
+    """Score and pick the patches of all shards, one `Done` for each of `typicality_keys`.
+
+    Only units without a manifest are made, spread over `workers` processes, or threads if 0 (see
+    `tasks.dask_client`). One that fails stops no other; the first is raised in the end.
+    """
+    opened = open_root(root)
+    there = published(opened, STAGE)
+    units = {key: patches_unit(key, options) for key in typicality_keys}
+    done = {key: Done(STAGE, unit.key, computed=False) for key, unit in units.items()}
+    missing = [key for key, unit in units.items() if unit.key not in there]
+    # Several runs at one root share the work: each takes it in another order.
+    random.SystemRandom().shuffle(missing)
+    if missing:
+        failures = Failures()
+        work = partial(shard_unit, opened.url, options)  # absolute: workers have folders of theirs
+        with (
+            dask_client(min(workers, len(missing))) as client,
+            Progress(STAGE, len(missing), "shards") as progress,
+        ):
+            for key, outcome in outcomes(client, work, missing):
+                if isinstance(outcome, Done):
+                    done[key] = outcome
+                else:
+                    failures.add(units[key], outcome)
+                progress.advance()
+        failures.raise_for(len(units))
+    return [done[key] for key in typicality_keys]
+
+
+def shard_unit(root: str, options: dict[str, Any], typicality_key: str) -> Done:
+    """Score, pick and publish the patches of one typicality unit, in the thread that calls."""
 
     def produce(attempt: Attempt) -> None:
         opened = open_root(root)
-        manifest = finished(opened, "typicality", typicality_key)
-        maps = read_maps(opened, manifest)
+        maps = read_maps(opened, finished(opened, "typicality", typicality_key))
         table = shard_patches(maps, **options)
         attempt.write_table(TABLE, table)
+        attempt.counts["maps"] = len(maps.image_id)
         attempt.counts["patches"] = table.num_rows
         attempt.counts["too_small"] = len(too_small(maps, options["cell"], options["size"]))
 

@@ -16,9 +16,12 @@ SECONDS_BETWEEN_UPDATES = 3.0
 
 
 class Progress:
-    """Counts work done, in a terminal bar and a UI artifact that it keeps up to date."""
+    """Counts work done, in a terminal bar and a UI artifact that it keeps up to date.
 
-    def __init__(self, name: str, total: int, unit: str) -> None:
+    total: None where nobody knows how much there will be; there is no time left to show then.
+    """
+
+    def __init__(self, name: str, total: int | None, unit: str) -> None:
         # On a terminal the bar moves; in a log file a line every half minute is enough.
         interval = 0.5 if sys.stderr.isatty() else 30
         self.name = name
@@ -59,16 +62,17 @@ class Progress:
             return
         self.updated = time.monotonic()
         figures = self.bar.format_dict
-        n, total, seconds = figures["n"], max(figures["total"], 1), figures["elapsed"]
+        n, total, seconds = figures["n"], figures["total"], figures["elapsed"]
         rate = (n - figures["initial"]) / max(seconds, 1e-9)
-        left = tqdm.format_interval((total - n) / rate) if rate else "unknown"
         words = [
-            f"{self.name}: {n} of {total}{figures['unit']}",
+            f"{self.name}: {n}{'' if total is None else f' of {total}'}{figures['unit']}",
             f"{rate:.3g}{figures['unit']} a second",
-            f"{left} left",
         ]
+        if total is not None:
+            left = tqdm.format_interval((total - n) / rate) if rate else "unknown"
+            words.append(f"{left} left")
         update_progress_artifact(
             self.artifact,
-            progress=100 * n / total,
+            progress=100 * n / max(total or n, 1),
             description=", ".join([*words, self.text] if self.text else words),
         )

@@ -31,7 +31,9 @@ from tasks.units import Done, fill, stage_task
 
 STAGE = "report"
 ROOT_PAGE = "root.html"
-"""The overview as it stands at the root: its links lead into the unit's folder."""
+"""The overview as it stands at the root, with PLACE before its links."""
+PLACE = "@PREFIX@/"
+"""Stands for the folder of the unit's data, which differs when the same page is made again."""
 
 Map = npt.NDArray[np.float32]
 
@@ -41,6 +43,8 @@ class Results:
     """The published units that a page shows."""
 
     dataset: tuple[Shard, ...]
+    images: int
+    """How many were measured: the good ones of the dataset, less those set aside then."""
     size: int
     typicality: tuple[str, ...]
     selection: str
@@ -83,7 +87,7 @@ def report(
             source = site_source(opened, title, results, facts, truth)
             write_site(source, Path(folder))
             attempt.write_folder(Path(folder))
-            attempt.write_bytes(ROOT_PAGE, render_index(source, f"{attempt.folder}/").encode())
+            attempt.write_bytes(ROOT_PAGE, render_index(source, PLACE).encode())
 
     return fill(root, report_unit(results, facts, truth), produce)
 
@@ -92,7 +96,10 @@ def publish_page(root: str, key: str) -> str:
     """Let `index.html` at the root show the report `key`; returns its URL."""
     opened = open_root(root)
     manifest = finished(opened, STAGE, key)
-    opened.write_bytes("index.html", read_bytes(opened, manifest, ROOT_PAGE))
+    page = read_bytes(opened, manifest, ROOT_PAGE)
+    # With the quote before it: what a label says is escaped and holds none.
+    linked = page.replace(f'"{PLACE}'.encode(), f'"{manifest.attempt}/'.encode())
+    opened.write_bytes("index.html", linked)
     return opened.url_of("index.html")
 
 
@@ -126,9 +133,10 @@ def site_source(
     after_maps = maps_of(root, results.typicality, shown)
     before_maps = maps_of(root, results.typicality_before, shown)
     set_aside = list(set_aside_rows(root, results.dataset))
+    set_aside += typicality.set_aside_images(root, results.dataset, results.typicality)
     return SiteSource(
         title=title,
-        images=sum(shard.images for shard in results.dataset),
+        images=results.images,
         labels=sorted({label for shard in results.dataset for label, _ in shard.labels}),
         selection=selection,
         clusters=clusters,

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import pyarrow as pa
+
+from diffmining_core.images.shards import ShardImage, check_share
 from diffmining_core.models.prompts import PromptTemplate
-from diffmining_core.store.ledger import Attempt
+from diffmining_core.store.ledger import Attempt, read_manifests, read_table
 from diffmining_core.store.maps import RaggedMaps, write_maps
-from diffmining_core.store.roots import open_root
+from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from diffmining_core.typicality import ALGO
 from tasks.index import Shard, good_images
@@ -16,11 +20,24 @@ from tasks.progress import Progress
 from tasks.units import Done, fill, stage_task
 
 STAGE = "typicality"
+SET_ASIDE = "set_aside.parquet"
 
 
-def typicality_unit(shard: Shard, model: ModelReference, options: dict[str, Any]) -> Unit:
-    """The unit of one shard; `options` are `TypicalityOptions`' fields as JSON."""
-    return Unit(STAGE, ALGO, (shard.content_id, model.digest), options)
+def typicality_unit(content_id: str, model: ModelReference, options: dict[str, Any]) -> Unit:
+    """The unit of one shard's content; `options` are `TypicalityOptions`' fields as JSON."""
+    return Unit(STAGE, ALGO, (content_id, model.digest), options)
+
+
+def wanted_unit(
+    shard: Shard, model: ModelReference, options: dict[str, Any], there: set[str]
+) -> Unit:
+    """The unit to use for a shard, given the keys that are published.
+
+    Maps made before some of its images left the dataset serve on; otherwise only those of the
+    images that are left are made.
+    """
+    whole = typicality_unit(shard.indexed_id, model, options)
+    return whole if whole.key in there else typicality_unit(shard.content_id, model, options)
 
 
 @stage_task(STAGE, "typicality {shard.name}")
@@ -31,8 +48,13 @@ def typicality(
     options: dict[str, Any],
     device: Device,
     batch_size: int,
+    max_bad_share: float,
 ) -> Done:
-    """Compute and publish the maps of one shard."""
+    """Compute and publish the maps of one shard.
+
+    Images that nobody had opened before and that cannot be used are set aside; more than
+    `max_bad_share` of them fail the shard.
+    """
 
     def produce(attempt: Attempt) -> None:
         from diffmining_core.typicality.shard import TypicalityOptions, shard_typicality
@@ -42,7 +64,7 @@ def typicality(
         before = pipeline.unet_forwards
         total = 2 * options["draws"] * len(images)
         with Progress(f"typicality {shard.name}", total, "forwards") as progress:
-            maps = shard_typicality(
+            maps, set_aside = shard_typicality(
                 pipeline,
                 images,
                 TypicalityOptions(
@@ -55,17 +77,49 @@ def typicality(
                 batch_size,
                 progress.advance,
             )
+        check_share(list(set_aside.values()), len(images), max_bad_share)
+        measured = sorted(maps)
         write_maps(
             attempt,
             RaggedMaps.pack(
-                [mean for mean, _ in maps],
-                [m2 for _, m2 in maps],
-                [image.image_id for image in images],
-                [image.label for image in images],
+                [maps[place][0] for place in measured],
+                [maps[place][1] for place in measured],
+                [images[place].image_id for place in measured],
+                [images[place].label for place in measured],
                 options["draws"],
             ),
         )
-        attempt.counts["images"] = len(images)
+        if set_aside:
+            attempt.write_table(SET_ASIDE, _set_aside_table(images, set_aside))
+        attempt.counts["images"] = len(maps)
+        attempt.counts["set_aside"] = len(set_aside)
         attempt.counts["unet_forwards"] = pipeline.unet_forwards - before
 
-    return fill(root, typicality_unit(shard, model, options), produce, device.name)
+    unit = typicality_unit(shard.content_id, model, options)
+    return fill(root, unit, produce, device.name)
+
+
+def _set_aside_table(images: Sequence[ShardImage], set_aside: Mapping[int, str]) -> pa.Table:
+    rows = [
+        {"image_id": images[place].image_id, "uri": images[place].uri, "reason": reason}
+        for place, reason in sorted(set_aside.items())
+    ]
+    schema = pa.schema([(name, pa.string()) for name in ("image_id", "uri", "reason")])
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def set_aside_count(root: str, dataset: Sequence[Shard], keys: Sequence[str]) -> int:
+    """How many images measuring set aside; only shards with declared images can have some."""
+    wanted = [key for shard, key in zip(dataset, keys, strict=True) if shard.declared]
+    return sum(m.counts["set_aside"] for m in read_manifests(open_root(root), STAGE, wanted))
+
+
+def set_aside_images(
+    root: Root, dataset: Sequence[Shard], keys: Sequence[str]
+) -> Iterator[tuple[str, str]]:
+    """(uri, reason) of every image that measuring set aside."""
+    wanted = [key for shard, key in zip(dataset, keys, strict=True) if shard.declared]
+    for manifest in read_manifests(root, STAGE, wanted):
+        if SET_ASIDE in manifest.files:
+            table = read_table(root, manifest, SET_ASIDE)
+            yield from zip(table["uri"].to_pylist(), table["reason"].to_pylist(), strict=True)

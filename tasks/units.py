@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
@@ -12,6 +13,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import Attempt, CorruptFileError, complete
 from diffmining_core.store.roots import open_root
+from diffmining_core.store.runs import note_failure
 from diffmining_core.store.units import Unit
 
 
@@ -27,7 +29,10 @@ class Done:
 
 
 def fill(root: str, unit: Unit, produce: Callable[[Attempt], None], device: str = "cpu") -> Done:
-    """Publish `unit` at `root`, computing it with `produce` unless it is there already."""
+    """Publish `unit` at `root`, computing it with `produce` unless it is there already.
+
+    A failure is noted at the root for whoever asks for its status, and raised.
+    """
     computed = False
 
     def compute(attempt: Attempt) -> None:
@@ -35,8 +40,69 @@ def fill(root: str, unit: Unit, produce: Callable[[Attempt], None], device: str 
         computed = True
         produce(attempt)
 
-    manifest = complete(open_root(root), unit, compute, device=device)
+    opened = open_root(root)
+    try:
+        manifest = complete(opened, unit, compute, device=device)
+    except Exception as error:
+        with suppress(Exception):  # where even this cannot be written, the error itself says why
+            note_failure(opened, unit.stage, unit.key, str(error) or type(error).__name__)
+        raise
     return Done(unit.stage, unit.key, computed, manifest.seconds, dict(manifest.counts))
+
+
+class Failures:
+    """The units of a stage that failed, so that one stops no other and all are named in the end."""
+
+    def __init__(self) -> None:
+        self.errors: list[tuple[str, BaseException]] = []
+
+    def __len__(self) -> int:
+        return len(self.errors)
+
+    @contextmanager
+    def of(self, unit: Unit) -> Iterator[None]:
+        """Note an exception raised within as the failure of `unit`, and go on."""
+        try:
+            yield
+        except Exception as error:
+            self.add(unit, error)
+
+    def add(self, unit: Unit, error: BaseException) -> None:
+        """Note why `unit` failed."""
+        self.errors.append((f"{unit.stage}/{unit.key}", error))
+
+    def raise_for(self, total: int) -> None:
+        """Raise the first failure, if there is one, with the names of all of `total` units.
+
+        CorruptUnitsError if stored units that some of them needed are damaged.
+        """
+        if not self.errors:
+            return
+        errors = [error for _, error in self.errors]
+        damaged = [error for error in errors if isinstance(error, CorruptFileError)]
+        names = ", ".join(name for name, _ in self.errors)
+        sentence = f"{len(errors)} of {total} units failed: {names}; the first because: {errors[0]}"
+        if damaged:
+            raise CorruptUnitsError(sentence, damaged) from errors[0]
+        if len(errors) == 1 and isinstance(errors[0], InputError):
+            raise errors[0]
+        raise _kind(errors)(sentence) from errors[0]
+
+
+class CorruptUnitsError(OSError):
+    """Units could not be made because stored ones that they need are damaged."""
+
+    def __init__(self, sentence: str, damaged: list[CorruptFileError]) -> None:
+        super().__init__(sentence)
+        self.damaged = damaged
+
+
+def _kind(errors: list[BaseException]) -> type[Exception]:
+    """The narrowest kind that tells what can be done about them all: mend, try again, look."""
+    for kind in (InputError, OSError):
+        if all(isinstance(error, kind) for error in errors):
+            return kind
+    return RuntimeError
 
 
 def passes(_task: Task[..., object], _run: TaskRun, state: State[object]) -> bool:
@@ -47,7 +113,7 @@ def passes(_task: Task[..., object], _run: TaskRun, state: State[object]) -> boo
     """
     try:
         state.result()
-    except (InputError, CorruptFileError):
+    except (InputError, CorruptFileError, CorruptUnitsError):
         return False
     except OSError:  # TimeoutError and ConnectionError are among them
         return True

@@ -11,8 +11,8 @@ import tempfile
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,11 @@ os.environ["DO_NOT_TRACK"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads are no faster on such small models
 os.environ["HF_HOME"] = str(_HOME / "hub")
 
+sys.path.insert(0, str(Path(__file__).parent / "s3"))
+
 import pytest  # noqa: E402 - the environment comes first
+from faulty_proxy import FaultyProxy  # noqa: E402
+from s3_servers import S3Server, rgw_server  # noqa: E402
 
 from diffmining_core.images.street_scenes import write_dataset  # noqa: E402
 from flows.parameters import MineParameters  # noqa: E402
@@ -170,3 +174,32 @@ def first_run(
 def root(first_run: tuple[Path, dict[str, Any], int], tmp_path: Path) -> Path:
     """A copy of the mined root."""
     return Path(shutil.copytree(first_run[0], tmp_path / "root"))
+
+
+@pytest.fixture(scope="session")
+def rgw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server with a bucket `results`."""
+    with rgw_server(tmp_path_factory.mktemp("s3") / "server") as server:
+        server.make_bucket("results")
+        yield server
+
+
+@pytest.fixture
+def rgw_bucket(rgw: S3Server) -> Iterator[str]:
+    """A bucket at the real S3 server, which s3:// means during the test."""
+    with rgw.used():
+        yield "results"
+
+
+@pytest.fixture
+def faulty(rgw: S3Server) -> Iterator[Callable[..., FaultyProxy]]:
+    """Starts a faulty network before the real S3 server, which s3:// means from then on."""
+    with ExitStack() as stack:
+
+        def start(rates: Mapping[str, float], **options: Any) -> FaultyProxy:
+            endpoint = rgw.environment["AWS_ENDPOINT_URL"]
+            proxy = stack.enter_context(FaultyProxy(endpoint, rates, **options))
+            stack.enter_context(rgw.with_changes(AWS_ENDPOINT_URL=proxy.endpoint).used())
+            return proxy
+
+        yield start

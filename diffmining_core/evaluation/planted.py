@@ -59,20 +59,24 @@ class Box:
 def boxes_by_uri(truth: pa.Table, uris: Iterable[str]) -> dict[str, list[Box]]:
     """The planted boxes of each image, none for an image without any.
 
-    A uri belongs to the file it ends with. InputError when that finds no image at all.
+    A uri belongs to the file it ends with.
     """
     by_file: defaultdict[str, list[Box]] = defaultdict(list)
     for row in truth.select(["file", *Box.__dataclass_fields__]).to_pylist():
         by_file[row.pop("file")].append(Box(**row))
+    return {uri: by_file.get(_file_of(uri, by_file), []) for uri in uris}
 
-    found = {uri: by_file.get(_file_of(uri, by_file), []) for uri in uris}
+
+def check_truth(truth: pa.Table, uris: Iterable[str]) -> None:
+    """InputError if the truth has no box for any of the images mined."""
+    found = boxes_by_uri(truth, uris)
     if found and not any(found.values()):
+        names = truth.column("file")
         raise InputError(
             f"the truth table should describe the images mined, but it has no box for any of them "
-            f"(such as {next(iter(found))}; it has {next(iter(by_file), 'no rows')}); give the "
-            "truth.parquet of the dataset that was mined."
+            f"(such as {next(iter(found))}; it has {names[0] if len(names) else 'no rows'}); give "
+            "the truth.parquet of the dataset that was mined."
         )
-    return found
 
 
 def _file_of(uri: str, files: Mapping[str, object]) -> str:
@@ -157,18 +161,20 @@ def _bin(typicality: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint32]:
 
 
 def score_pixels(
-    maps: RaggedMaps, uris: Mapping[str, str], truth: pa.Table, cell: int
+    maps: RaggedMaps, uris: Mapping[tuple[str, str], str], truth: pa.Table, cell: int
 ) -> PixelScores:
     """The pixel scores of one shard of maps, each upsampled to its image, `cell` pixels a value.
 
-    uris gives each image's address by image_id.
+    uris gives each image's address by (image_id, label); maps of others are left out.
     """
-    boxes = boxes_by_uri(truth, (uris[image_id] for image_id in maps.image_id))
+    boxes = boxes_by_uri(truth, uris.values())
     scores = PixelScores.empty()
-    for i, (image_id, label) in enumerate(zip(maps.image_id, maps.label, strict=True)):
+    for i, pair in enumerate(zip(maps.image_id, maps.label, strict=True)):
+        if pair not in uris:
+            continue
         typicality = maps.map(i)
         hw = (cell * typicality.shape[0], cell * typicality.shape[1])
-        mask = planted_mask(boxes[uris[image_id]], label, hw)
+        mask = planted_mask(boxes[uris[pair]], pair[1], hw)
         scores = scores.add(upsample_bilinear(typicality, hw), mask)
     return scores
 

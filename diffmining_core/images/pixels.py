@@ -7,18 +7,23 @@ two edges are not seen. All coordinates of the project (y, x from the top left) 
 
 from __future__ import annotations
 
+import hashlib
 import io
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from diffmining_core.errors import InputError
-from diffmining_core.store.roots import explained
+from diffmining_core.errors import ImageError
+from diffmining_core.images.addresses import read_bytes
 
 IMAGE_MULTIPLE = 8
 """Pixels along one latent cell of Stable Diffusion: model-size sides are multiples of it."""
+
+_CHANGED = (
+    "it has changed since it was indexed: put the old one back, or start again (a manifest that "
+    "gives image ids needs its new one)"
+)
 
 
 def resized_hw(width: int, height: int, size: int) -> tuple[int, int]:
@@ -30,7 +35,7 @@ def resized_hw(width: int, height: int, size: int) -> tuple[int, int]:
 def decode_rgb(data: bytes) -> Image.Image:
     """The whole image, upright, in RGB; transparent parts over white, 16-bit greys as 8-bit.
 
-    InputError with the reason if the bytes are no image that can be read to its end. Colour
+    ImageError with the reason if the bytes are no image that can be read to its end. Colour
     profiles are not applied.
     """
     try:
@@ -38,53 +43,53 @@ def decode_rgb(data: bytes) -> Image.Image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
-    except InputError:
+    except ImageError:
         raise
     except Exception as error:  # on broken bytes Pillow's readers raise nearly anything
-        raise InputError(f"not a readable image: {_reason(error)}") from error
+        raise ImageError(f"not a readable image: {_reason(error)}") from error
 
 
 def header_size(data: bytes) -> tuple[int, int]:
     """(width, height) as the file's header has them, before EXIF; no pixel is decoded.
 
-    InputError with the reason if there is no such header.
+    ImageError with the reason if there is no such header.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             return image.size
     except Exception as error:  # as above
-        raise InputError(f"not a readable image: {_reason(error)}") from error
+        raise ImageError(f"not a readable image: {_reason(error)}") from error
 
 
-def file_bytes(uri: str) -> bytes:
-    """The content of the file at a local path or fsspec URL, safe to call from many threads.
+def load_pixels(uri: str, size: int, image_id: str | None = None) -> npt.NDArray[np.uint8]:
+    """The model-size image uint8 [h, w, 3] of the image at an address.
 
-    Raises what `explained` does, and FileNotFoundError.
-    """
-    with explained(uri):
-        fs, path = fsspec.url_to_fs(uri)
-        return bytes(fs.cat_file(path))
-
-
-def load_pixels(uri: str, size: int) -> npt.NDArray[np.uint8]:
-    """The model-size image uint8 [h, w, 3] of the image at a local path or fsspec URL.
-
-    InputError naming the image if it is gone or cannot be decoded.
+    ImageError naming the image if it is gone, cannot be decoded, or is not the one that had
+    `image_id` (first 32 hex digits of the sha256 of its bytes).
     """
     try:
-        data = file_bytes(uri)
+        data = read_bytes(uri)
+        if image_id is not None and content_id(data) != image_id:
+            raise ImageError("its bytes are not those of its image id")
     except FileNotFoundError as error:
-        raise InputError(
-            f"image {uri} is gone since the dataset was indexed; put it back, or start again "
-            "without it"
+        raise ImageError(
+            f"image {uri} is not there; put it back, or start again without it"
         ) from error
+    except ImageError as error:
+        raise ImageError(f"image {uri}: {error}; {_CHANGED}") from error
     try:
         image = decode_rgb(data)
-    except InputError as error:
-        raise InputError(f"image {uri}: {error}; it has changed since it was indexed") from error
+    except ImageError as error:
+        changed = "" if image_id else f"; {_CHANGED}"
+        raise ImageError(f"image {uri}: {error}{changed}") from error
     resized = image.resize(_resized_size(*image.size, size), Image.Resampling.LANCZOS)
     h, w = resized_hw(*image.size, size)
     return np.array(resized.crop((0, 0, w, h)))
+
+
+def content_id(data: bytes) -> str:
+    """The image id of a file's bytes: the first 32 hex digits of their sha256."""
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _resized_size(width: int, height: int, size: int) -> tuple[int, int]:
@@ -102,7 +107,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         grey = np.asarray(image).astype(np.uint16)  # native byte order
         return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise InputError(
+        raise ImageError(
             f"its pixels are {'integers' if image.mode == 'I' else 'fractions'} of no set range; "
             "save it with 8 or 16 bits"
         )

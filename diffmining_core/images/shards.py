@@ -1,39 +1,30 @@
 """Dataset shards: tables of about 1000 images each, checked once when they enter.
 
-In: a folder with one sub-folder per label, on any fsspec file system. Out: immutable Parquet
-tables, with every image that cannot be used set aside and its reason beside it. Images stay where
-they are.
+In: images as a source lists them. Out: immutable Parquet tables, with every image that cannot be
+used set aside and its reason beside it. Images stay where they are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TypeAlias, cast
 
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
-from fsspec.core import has_magic
-from fsspec.implementations.local import LocalFileSystem
 
-from diffmining_core.errors import InputError
-from diffmining_core.images.pixels import decode_rgb, file_bytes, header_size
-from diffmining_core.store.roots import explained
+from diffmining_core.errors import ImageError, InputError
+from diffmining_core.images.addresses import archive_place, current_fingerprint, read_bytes
+from diffmining_core.images.pixels import content_id, decode_rgb, header_size
 
-ALGO = "1"
+ALGO = "2"
 """Version of what decides a shard's rows, given the files' bytes."""
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 MIN_SIDE = 32
 MAX_SIDE = 20_000
@@ -62,159 +53,96 @@ SHARD_SCHEMA = pa.schema(
         pa.field("fingerprint", pa.string(), nullable=False),
         # Null for a good image, else why it is not used.
         pa.field("set_aside", pa.string()),
+        # Id and size are as the dataset's manifest says: the file has not been opened.
+        pa.field("declared", pa.bool_(), nullable=False),
     ]
 )
 
 _large_turn = threading.Lock()
 
-logger = logging.getLogger(__name__)
+Row: TypeAlias = dict[str, str | int | None]
+"""A row of SHARD_SCHEMA; what it lacks is null."""
 
 
 @dataclass(frozen=True)
 class FoundImage:
-    """An image file as listed, not yet read; `fingerprint` changes when the file does."""
+    """An image as its source lists it, not yet read; `fingerprint` changes when the image does.
+
+    image_id, width, height: where the source gives them (pixels, upright); with all three it is
+    declared, and indexed without being opened. fault: why it cannot be used, as the source sees it.
+    """
 
     uri: str
     label: str
     fingerprint: str
+    image_id: str | None = None
+    width: int | None = None
+    height: int | None = None
+    fault: str | None = None
+
+    @classmethod
+    def faulty(cls, uri: str, label: str, fault: str) -> FoundImage:
+        """A row that cannot be used; it is new again once its fault is another or none."""
+        return cls(uri, label, f"fault: {fault}", fault=fault)
+
+    @property
+    def declared_size(self) -> tuple[int, int] | None:
+        """(width, height) of a declared image, None for others."""
+        if self.fault or None in (self.image_id, self.width, self.height):
+            return None
+        return cast("tuple[int, int]", (self.width, self.height))
 
 
 @dataclass(frozen=True)
 class ShardImage:
-    """A good image of a shard; width and height in pixels, upright."""
+    """A good image of a shard; width and height in pixels, upright.
+
+    declared: nobody has opened it yet; id and size are what the dataset's manifest says.
+    """
 
     image_id: str
     uri: str
     label: str
     width: int
     height: int
+    declared: bool = False
+
+
+@dataclass(frozen=True)
+class KnownShard:
+    """A shard indexed before; `part` is what its NewShard had, `rows` reads its table."""
+
+    key: str
+    part: str | None
+    rows: Callable[[], pa.Table]
+
+
+@dataclass(frozen=True)
+class KeptShard:
+    """A known shard that still holds, but for the rows of its table whose numbers are `dropped`."""
+
+    key: str
+    dropped: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class NewShard:
+    """Images to be indexed as one shard; `part` says which piece of which file of the source."""
+
+    part: str | None
+    images: list[FoundImage]
 
 
 @dataclass(frozen=True)
 class IndexPlan:
-    """keep: keys of known shards that still hold. new: the files of each shard to be indexed."""
+    """Which known shards hold, and the new ones, to be gone through once.
 
-    keep: list[str]
-    new: list[list[FoundImage]]
-
-
-def list_folder(url: str) -> list[FoundImage]:
-    """The images of a folder with one sub-folder per label, in an order that mixes the labels.
-
-    Files at any depth below a label's folder have that label. A pattern such as `clothing/*` stands
-    for several such folders, say of splits that have the same labels. Hidden files and folders are
-    skipped; other files that are no images are counted in the log. InputError if there is no such
-    folder, or no sub-folder with images.
+    images: how many the new ones have together, None where only reading them all would tell.
     """
-    try:
-        fs, path = fsspec.url_to_fs(url, use_listings_cache=False)
-    except (ValueError, ImportError) as error:
-        raise InputError(
-            f"dataset {url!r} is not understood ({error}): give a local folder or an address such "
-            "as s3://bucket/folder"
-        ) from error
-    with explained(url):
-        is_pattern = has_magic(path) and not fs.isdir(path)
-        folders = sorted(fs.glob(path)) if is_pattern else [path]
-        listed = [file for folder in folders for file in _listed(fs, folder)]
-    if not listed and not any(fs.isdir(folder) for folder in folders):
-        raise InputError(f"dataset {url}: there is no such folder; give one that exists")
-    visible = [file for file in listed if not _is_hidden(file[0])]
-    labelled = [file for file in visible if _is_labelled_image(file[0])]
-    if not labelled:
-        raise InputError(_no_images(url, [inner for inner, _, _ in visible]))
-    if ignored := len(visible) - len(labelled):
-        logger.info("dataset %s: %d files that are no labelled images are ignored", url, ignored)
-    labelled.sort(key=lambda file: hashlib.sha256(file[0].encode()).digest())
-    return [FoundImage(uri, inner.split("/")[0], mark) for inner, uri, mark in labelled]
 
-
-def _no_images(url: str, others: list[str]) -> str:
-    wanted = "give a folder with one sub-folder of images per label"
-    if any(_is_image(inner) for inner in others):
-        return f"dataset {url}: its images lie in no sub-folder, so they have no label; {wanted}"
-    return f"dataset {url}: its sub-folders hold no images (other files: {len(others)}); {wanted}"
-
-
-def _is_hidden(inner: str) -> bool:
-    return any(part.startswith(".") for part in inner.split("/"))
-
-
-def _is_image(inner: str) -> bool:
-    return PurePosixPath(inner).suffix.lower() in IMAGE_SUFFIXES
-
-
-def _is_labelled_image(inner: str) -> bool:
-    return "/" in inner and _is_image(inner)
-
-
-def _listed(fs: Any, folder: str) -> Iterator[tuple[str, str, str]]:
-    """(path below the folder, uri, fingerprint) of every file below a folder."""
-    if isinstance(fs, LocalFileSystem):
-        return _listed_local(Path(folder))
-    return _listed_remote(fs, folder)
-
-
-def _listed_local(folder: Path) -> Iterator[tuple[str, str, str]]:
-    """(path below the folder, absolute path, fingerprint) of each file; links are followed."""
-    entered: set[str] = set()
-    for here, folders, files in os.walk(folder, followlinks=True):
-        # A link back up would otherwise be walked without end.
-        if (real := os.path.realpath(here)) in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        for name in files:
-            file = Path(here, name)
-            if not file.exists():  # a dangling link
-                continue
-            status = file.stat()
-            inner = file.relative_to(folder).as_posix()
-            yield inner, str(file), f"{status.st_size}-{status.st_mtime_ns}"
-
-
-def _listed_remote(fs: Any, folder: str) -> Iterator[tuple[str, str, str]]:
-    for path, info in fs.find(folder, detail=True).items():
-        inner = path.removeprefix(folder).lstrip("/")
-        if inner:
-            yield inner, fs.unstrip_protocol(path), _fingerprint(info)
-
-
-def _fingerprint(info: Mapping[str, Any]) -> str:
-    """Size and the best of what the listing says of the content: its ETag, else its time."""
-    for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created"):
-        if name in info:
-            return f"{info['size']}-{str(info[name]).strip(chr(34))}"
-    return str(info["size"])
-
-
-def plan_index(
-    found: Sequence[FoundImage], known: Mapping[str, pa.Table], shard_rows: int
-) -> IndexPlan:
-    """Which known shards still hold, and how the other files are cut into new shards.
-
-    A shard is immutable: it is kept if each of its files is still there, unchanged, and in no shard
-    kept already (the larger come first). Files of no kept shard go, in the order found, into new
-    shards of `shard_rows` rows, the last one shorter.
-    """
-    left = {file.uri: file for file in found}
-    keep = []
-    for key in sorted(known, key=lambda key: (-known[key].num_rows, key)):
-        files = _files_of(known[key])
-        if files and all(left.get(file.uri) == file for file in files):
-            keep.append(key)
-            for file in files:
-                del left[file.uri]
-    rest = list(left.values())
-    return IndexPlan(
-        keep=keep,
-        new=[rest[start : start + shard_rows] for start in range(0, len(rest), shard_rows)],
-    )
-
-
-def _files_of(table: pa.Table) -> list[FoundImage]:
-    columns = (table.column(name).to_pylist() for name in ("uri", "label", "fingerprint"))
-    return [FoundImage(*row) for row in zip(*columns, strict=True)]
+    keep: list[KeptShard]
+    new: Iterator[NewShard]
+    images: int | None
 
 
 def index_shard(
@@ -222,53 +150,107 @@ def index_shard(
 ) -> pa.Table:
     """Read, hash and check each image: a table of SHARD_SCHEMA, in the order of `found`.
 
-    on_progress is called with 1 after each image, in this thread. Storage faults that may pass
-    raise OSError; a file that is gone or closed to us is set aside like a broken one.
+    Declared images are not opened. on_progress is called, in this thread, with the number of images
+    done since the last call. Storage faults that may pass raise OSError; a file that is gone or
+    closed to us is set aside like a broken one. InputError if a tar or Parquet file that holds the
+    images is no longer what was listed.
     """
+    _check_archives(found)
+    settled = {place: row for place, image in enumerate(found) if (row := _settled_row(image))}
+    on_progress(len(settled))
     rows = []
     with ThreadPoolExecutor(READERS) as pool:
-        for row in pool.map(_row, found):
-            rows.append(row)
-            on_progress(1)
+        to_open = (image for place, image in enumerate(found) if place not in settled)
+        opened = pool.map(_opened_row, to_open)
+        for place in range(len(found)):
+            if place in settled:
+                rows.append(settled[place])
+            else:
+                rows.append(next(opened))
+                on_progress(1)
+    _check_archives(found)
     return pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)
 
 
-def _row(found: FoundImage) -> dict[str, str | int | None]:
-    row: dict[str, str | int | None] = {
-        "uri": found.uri,
-        "label": found.label,
-        "fingerprint": found.fingerprint,
+def _check_archives(found: Sequence[FoundImage]) -> None:
+    """InputError if an archive has changed: a place in it now holds something else."""
+    # A manifest's rows give an image id or nothing; no other has no fingerprint.
+    listed_by_file = [f for f in found if f.fingerprint and not (f.image_id or f.fault)]
+    places = {(archive_place(f.uri), f.fingerprint) for f in listed_by_file}
+    for file, listed in sorted({(place.file, mark) for place, mark in places if place}):
+        try:
+            unchanged = current_fingerprint(file) == listed
+        except FileNotFoundError:
+            unchanged = False
+        if not unchanged:
+            raise InputError(f"{file} has changed or gone since it was listed; start again")
+
+
+def _settled_row(found: FoundImage) -> Row | None:
+    """The row of an image that need not be opened; None if it must be."""
+    if found.fault is not None:
+        return _new_row(found) | {"set_aside": found.fault}
+    if found.declared_size is None:
+        return None
+    width, height = found.declared_size
+    row = _new_row(found) | {
+        "image_id": found.image_id,
+        "width": width,
+        "height": height,
+        "declared": True,
     }
     try:
-        data = file_bytes(found.uri)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        return row | {"set_aside": f"cannot be read: {error}"}
-    except InputError as error:
-        if isinstance(error.__cause__, PermissionError):  # of this one file
-            return row | {"set_aside": f"cannot be read: {error.__cause__}"}
-        raise
-    row["image_id"] = hashlib.sha256(data).hexdigest()[:32]
-    try:
-        row["width"], row["height"] = size = header_size(data)
-        _check_size(*size)
-        with _large_turn if size[0] * size[1] >= LARGE else nullcontext():
-            row["width"], row["height"] = decode_rgb(data).size
-    except InputError as error:
+        _check_size(width, height)
+    except ImageError as error:
         return row | {"set_aside": str(error)}
     return row
 
 
+def _opened_row(found: FoundImage) -> Row:
+    row = _new_row(found)
+    try:
+        data = read_bytes(found.uri)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        return row | {"set_aside": f"cannot be read: {error}"}
+    except ImageError as error:
+        return row | {"set_aside": str(error)}
+    except InputError as error:
+        if isinstance(error.__cause__, PermissionError):  # of this one file
+            return row | {"set_aside": f"cannot be read: {error.__cause__}"}
+        raise
+    row["image_id"] = content_id(data)
+    try:
+        if found.image_id not in (None, row["image_id"]):
+            raise ImageError(f"its image id is not {found.image_id}, as the manifest says")
+        row["width"], row["height"] = size = header_size(data)
+        _check_size(*size)
+        with _large_turn if size[0] * size[1] >= LARGE else nullcontext():
+            row["width"], row["height"] = decode_rgb(data).size
+    except ImageError as error:
+        return row | {"set_aside": str(error)}
+    return row
+
+
+def _new_row(found: FoundImage) -> Row:
+    return {
+        "uri": found.uri,
+        "label": found.label,
+        "fingerprint": found.fingerprint,
+        "declared": False,
+    }
+
+
 def _check_size(width: int, height: int) -> None:
-    """InputError with the reason if an image of this size is not used."""
+    """ImageError with the reason if an image of this size is not used."""
     short, long = sorted((width, height))
     if short < MIN_SIDE:
-        raise InputError(f"shorter side is {short} px, under {MIN_SIDE}")
+        raise ImageError(f"shorter side is {short} px, under {MIN_SIDE}")
     if long > MAX_SIDE:
-        raise InputError(f"longer side is {long} px, over {MAX_SIDE}")
+        raise ImageError(f"longer side is {long} px, over {MAX_SIDE}")
     if width * height > MAX_PIXELS:
-        raise InputError(f"{width} × {height} px are over {MAX_PIXELS} pixels")
+        raise ImageError(f"{width} × {height} px are over {MAX_PIXELS} pixels")
     if long > MAX_ASPECT * short:
-        raise InputError(f"{width} × {height} px: one side is over {MAX_ASPECT} times the other")
+        raise ImageError(f"{width} × {height} px: one side is over {MAX_ASPECT} times the other")
 
 
 def shard_content_id(table: pa.Table) -> str:
@@ -290,7 +272,7 @@ def good(table: pa.Table) -> pa.Table:
 
 def images_of(table: pa.Table) -> list[ShardImage]:
     """The rows of a table of good images."""
-    columns = ["image_id", "uri", "label", "width", "height"]
+    columns = ["image_id", "uri", "label", "width", "height", "declared"]
     return [ShardImage(**row) for row in table.select(columns).to_pylist()]
 
 
@@ -301,19 +283,24 @@ def check_labels(counts: Mapping[str, int], min_images: int) -> None:
         named = ", ".join(f"{label} ({count})" for label, count in few.items())
         raise InputError(
             f"each label needs {min_images} usable images or more, these have fewer: {named}; add "
-            "images, or take these folders out"
+            "images, or take these labels out of the dataset"
         )
 
 
 def check_set_aside(table: pa.Table, max_bad_share: float) -> None:
     """InputError with the commonest reasons if more than this share (0 to 1) is set aside."""
     bad = table.filter(pc.is_valid(table.column("set_aside")))
-    if bad.num_rows <= max_bad_share * table.num_rows:
+    first = str(bad.column("uri")[0]) if bad.num_rows else ""
+    check_share(bad.column("set_aside").to_pylist(), table.num_rows, max_bad_share, first)
+
+
+def check_share(reasons: Sequence[str], images: int, max_bad_share: float, first: str = "") -> None:
+    """The same for `reasons` to set aside some of so many images; `first`: the first one's uri."""
+    if len(reasons) <= max_bad_share * images:
         return
-    reasons = Counter(bad.column("set_aside").to_pylist()).most_common(3)
-    named = "; ".join(f"{count} × {reason}" for reason, count in reasons)
+    named = "; ".join(f"{count} × {reason}" for reason, count in Counter(reasons).most_common(3))
     raise InputError(
-        f"{bad.num_rows} of {table.num_rows} images of a shard cannot be used, more than the "
-        f"{max_bad_share:.0%} allowed ({named}), the first being {bad.column('uri')[0]}; mend or "
+        f"{len(reasons)} of {images} images of a shard cannot be used, more than the "
+        f"{max_bad_share:.0%} allowed ({named}{first and f', the first being {first}'}); mend or "
         "remove them, or allow a larger share"
     )

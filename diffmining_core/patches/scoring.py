@@ -14,15 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from dask.base import compute
-from dask.delayed import delayed
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
 from diffmining_core.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from diffmining_core.store.maps import RaggedMaps
 
 ALGO = "patches-1"
@@ -43,10 +38,11 @@ PATCH_SCHEMA = pa.schema(
     ]
 )
 
-IMAGES_PER_TASK = 16  # about 0.1 s of work each, well above Dask's cost per task
+BAND_ROWS = 32
+"""Rows of scores computed at once: few enough to need few rows of the map, and to stay in cache."""
 
 Position = tuple[int, int]  # (y, x) of a patch's top left corner
-Row = tuple[str, str, str, int, int, int, int, float]  # one patch, as in PATCH_SCHEMA
+Pick = tuple[str, int, int, int, float]  # kind, rank, y, x, typicality of one patch
 
 
 def bilinear_weights(n_in: int, n_out: int) -> npt.NDArray[np.float64]:
@@ -89,6 +85,21 @@ def window_weights(n_in: int, n_out: int, size: int) -> npt.NDArray[np.float64]:
     return means
 
 
+@lru_cache(maxsize=64)
+def row_bands(n_in: int, n_out: int, size: int) -> tuple[tuple[slice, slice], ...]:
+    """(windows, cells): which cells of the axis have weight in `BAND_ROWS` windows in sequence.
+
+    A window covers few cells of a large map; the products with the others' zeros are left out.
+    """
+    weights = window_weights(n_in, n_out, size)
+    bands = []
+    for start in range(0, len(weights), BAND_ROWS):
+        windows = slice(start, start + BAND_ROWS)
+        cells = np.flatnonzero(weights[windows].any(axis=0))
+        bands.append((windows, slice(cells[0], cells[-1] + 1)))
+    return tuple(bands)
+
+
 def patch_scores(
     typicality_map: npt.NDArray[np.floating[Any]], image_hw: Position, size: int
 ) -> npt.NDArray[np.float32]:
@@ -99,12 +110,16 @@ def patch_scores(
     values tie exactly instead of differing by the last bit of a float64.
     """
     height, width = image_hw
-    if size > min(height, width):
-        return np.empty((max(height - size + 1, 0), max(width - size + 1, 0)), np.float32)
+    shape = (max(height - size + 1, 0), max(width - size + 1, 0))
+    scores = np.empty(shape, np.float32)
+    if not scores.size:
+        return scores
     rows = window_weights(typicality_map.shape[0], height, size)
     columns = window_weights(typicality_map.shape[1], width, size)
-    scores = rows @ (typicality_map.astype(np.float64) @ columns.T)
-    return scores.astype(np.float32)
+    column_means = typicality_map.astype(np.float64) @ columns.T
+    for windows, cells in row_bands(typicality_map.shape[0], height, size):
+        scores[windows] = rows[windows, cells] @ column_means[cells]
+    return scores
 
 
 def pick_patches(
@@ -115,10 +130,14 @@ def pick_patches(
     A candidate survives if its start differs by more than `size` in y or in x from each accepted
     one; of equal scores the lowest row-major index wins. Fewer are returned when none survives.
     """
-    remaining = scores.copy() if highest else -scores
+    return _pick(scores.copy() if highest else -scores, size, count)
+
+
+def _pick(remaining: npt.NDArray[np.floating[Any]], size: int, count: int) -> list[Position]:
+    """The greedy choice itself, which overwrites the scores it is given."""
     picked: list[Position] = []
     while len(picked) < count and remaining.size:
-        y, x = map(int, np.unravel_index(remaining.argmax(), remaining.shape))
+        y, x = divmod(int(remaining.argmax()), remaining.shape[1])
         if remaining[y, x] == -np.inf:
             break
         picked.append((y, x))
@@ -131,8 +150,7 @@ def random_patches(shape: Position, size: int, count: int, seed: int) -> list[Po
 
     shape is that of the score array, not of the image.
     """
-    scores = np.random.default_rng(seed).random(shape, dtype=np.float32)
-    return pick_patches(scores, size, count)
+    return _pick(np.random.default_rng(seed).random(shape, dtype=np.float32), size, count)
 
 
 def image_seed(seed: int, image_id: str) -> int:
@@ -143,18 +161,12 @@ def image_seed(seed: int, image_id: str) -> int:
 def image_patches(
     typicality_map: npt.NDArray[np.floating[Any]],
     image_id: str,
-    label: str,
     cell: int,
     size: int,
     per_image: int,
     seed: int,
-) -> list[Row]:
+) -> list[Pick]:
     """The patches of one image, all kinds, in rank order; none when it is smaller than a patch."""
-    if not np.isfinite(typicality_map).all():
-        raise InputError(
-            f"image {image_id} (label {label}): every value of its typicality map should be "
-            "finite, some are not; compute its shard again with a float32 model."
-        )
     height, width = typicality_map.shape
     scores = patch_scores(typicality_map, (cell * height, cell * width), size)
     picks = {
@@ -163,44 +175,49 @@ def image_patches(
         RANDOM: random_patches(scores.shape, size, per_image, image_seed(seed, image_id)),
     }
     return [
-        (image_id, label, kind, rank, y, x, size, float(scores[y, x]))
+        (kind, rank, y, x, float(scores[y, x]))
         for kind in KINDS
         for rank, (y, x) in enumerate(picks[kind])
     ]
-
-
-def _rows_of(
-    images: Sequence[tuple[npt.NDArray[np.float32], str, str]],
-    cell: int,
-    size: int,
-    per_image: int,
-    seed: int,
-) -> list[Row]:
-    return [row for image in images for row in image_patches(*image, cell, size, per_image, seed)]
 
 
 def shard_patches(maps: RaggedMaps, cell: int, size: int, per_image: int, seed: int) -> pa.Table:
     """The patch table (PATCH_SCHEMA) of one shard of maps, in the order of its images.
 
     cell is the side in pixels of one map position (8 for Stable Diffusion), size that of a patch.
-    Images smaller than a patch have no rows; `too_small` names them. Runs on Dask, in threads
-    unless a scheduler is configured. InputError for a map that is not finite.
+    Images smaller than a patch have no rows; `too_small` names them. Runs in one thread where BLAS
+    does. InputError for a map that is not finite.
     """
-    images = [
-        (maps.map(i), *ids) for i, ids in enumerate(zip(maps.image_id, maps.label, strict=True))
-    ]
-    tasks = [
-        delayed(_rows_of)(images[i : i + IMAGES_PER_TASK], cell, size, per_image, seed)
-        for i in range(0, len(images), IMAGES_PER_TASK)
-    ]
-    with threadpool_limits(1, user_api="blas"):  # Dask's threads already fill the cores
-        parts = compute(*tasks)  # type: ignore[no-untyped-call]  # Dask types only part of itself
-    rows = [row for part in parts for row in part]
-    columns = zip(*rows, strict=True) if rows else [()] * len(PATCH_SCHEMA)
-    return pa.table(
-        [pa.array(column, field.type) for column, field in zip(columns, PATCH_SCHEMA, strict=True)],
-        schema=PATCH_SCHEMA,
-    )
+    _check_finite(maps)
+    picks: list[Pick] = []
+    counts = []
+    for i, image_id in enumerate(maps.image_id):
+        of_image = image_patches(maps.map(i), image_id, cell, size, per_image, seed)
+        picks += of_image
+        counts.append(len(of_image))
+    image = np.repeat(np.arange(len(counts)), counts)
+    kind, rank, y, x, typicality = zip(*picks, strict=True) if picks else [()] * 5
+    columns = {
+        "image_id": pa.array(maps.image_id, pa.string()).take(image),
+        "label": pa.array(maps.label, pa.string()).take(image),
+        "kind": kind,
+        "rank": rank,
+        "y": y,
+        "x": x,
+        "size": np.full(len(image), size, np.int32),
+        "typicality": typicality,
+    }
+    return pa.table(columns, schema=PATCH_SCHEMA)
+
+
+def _check_finite(maps: RaggedMaps) -> None:
+    wrong = np.flatnonzero(~np.isfinite(maps.values))
+    if len(wrong):
+        i = int(np.searchsorted(maps.offsets, wrong[0], side="right")) - 1
+        raise InputError(
+            f"image {maps.image_id[i]} (label {maps.label[i]}): every value of its typicality map "
+            "should be finite, some are not; compute its shard again with a float32 model."
+        )
 
 
 def too_small(maps: RaggedMaps, cell: int, size: int) -> list[str]:

@@ -19,18 +19,21 @@ import pyarrow.compute as pc
 from diffmining_core.patches.scoring import HIGHEST, KINDS, LOWEST, PATCH_SCHEMA, RANDOM
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 ALGO = "selection-1"
 
-_CANDIDATE_SCHEMA = pa.schema(
-    # uri: where the image is; order: the lowest come first within a label and kind
-    [*PATCH_SCHEMA, pa.field("uri", pa.string()), pa.field("order", pa.float64())]
-)
 SELECTION_SCHEMA = pa.schema(
-    # label_rank: 0-based in label and kind
+    # uri: where the image is; label_rank: 0-based in label and kind
     [*PATCH_SCHEMA, pa.field("uri", pa.string()), pa.field("label_rank", pa.int32())]
 )
+RANKED_SCHEMA = SELECTION_SCHEMA.append(pa.field("shard", pa.string()))  # where the row is from
+_CANDIDATE_SCHEMA = RANKED_SCHEMA.remove(RANKED_SCHEMA.names.index("label_rank")).append(
+    pa.field("order", pa.float64())  # the lowest come first within a label and kind
+)
+
+Image = tuple[str, str]  # image_id, label
+Group = tuple[str, str]  # label, kind
 
 PENDING_ROWS = (
     131_072  # sorted together, so that a shard of few rows does not sort all that is kept
@@ -56,15 +59,23 @@ class TopPatches:
         """The selection of nothing, the zero of the reduction."""
         return cls(count, seed, _CANDIDATE_SCHEMA.empty_table())
 
-    def add(self, patches: pa.Table, uris: Mapping[str, str]) -> TopPatches:
+    @classmethod
+    def of(cls, ranked: pa.Table, count: int, seed: int) -> TopPatches:
+        """What rows of an earlier selection (RANKED_SCHEMA) add up to."""
+        candidates = ranked.append_column("order", pa.array(_order(ranked, seed)))
+        return cls.empty(count, seed)._with(candidates.select(_CANDIDATE_SCHEMA.names))
+
+    def add(self, patches: pa.Table, uris: Mapping[Image, str], shard: str) -> TopPatches:
         """With the patches of one shard (PATCH_SCHEMA) as well.
 
-        uris gives each image's address by image_id; KeyError when one is missing.
+        uris gives the address of each image that counts; patches of others are left out.
         """
-        image_ids = patches["image_id"].to_pylist()
-        uri = pa.array([uris[image_id] for image_id in image_ids], pa.string())
-        order = pa.array(_order(patches, self.seed))
-        candidates = patches.append_column("uri", uri).append_column("order", order)
+        images = zip(patches["image_id"].to_pylist(), patches["label"].to_pylist(), strict=True)
+        uri = pa.array([uris.get(image) for image in images], pa.string())
+        counted = patches.append_column("uri", uri).filter(pc.is_valid(uri))
+        order = pa.array(_order(counted, self.seed))
+        from_shard = pa.array([shard] * counted.num_rows, pa.string())
+        candidates = counted.append_column("shard", from_shard).append_column("order", order)
         return self._with(candidates.cast(_CANDIDATE_SCHEMA))
 
     def merge(self, other: TopPatches) -> TopPatches:
@@ -78,18 +89,35 @@ class TopPatches:
 
     def table(self) -> pa.Table:
         """The selection (SELECTION_SCHEMA), sorted by label, kind and label_rank."""
+        return self.ranked().select(SELECTION_SCHEMA.names)
+
+    def ranked(self) -> pa.Table:
+        """The selection with the shard that each row is from (RANKED_SCHEMA), sorted like it."""
         candidates = pa.concat_tables([self.kept, *self.pending])
         rows, label_rank = _best(candidates, self.count)
         ranked = candidates.take(rows).append_column("label_rank", pa.array(label_rank))
-        return ranked.select(SELECTION_SCHEMA.names).cast(SELECTION_SCHEMA).combine_chunks()
+        return ranked.select(RANKED_SCHEMA.names).cast(RANKED_SCHEMA).combine_chunks()
+
+    def settled(self) -> TopPatches:
+        """The same without what cannot be selected any more, as small as it gets."""
+        if not self.pending:
+            return self
+        candidates = pa.concat_tables([self.kept, *self.pending])
+        rows, _ = _best(candidates, self.count)
+        return replace(self, kept=candidates.take(rows).combine_chunks(), pending=())
 
     def _with(self, *tables: pa.Table) -> TopPatches:
         pending = (*self.pending, *(table for table in tables if table.num_rows))
+        grown = replace(self, pending=pending)
         if sum(table.num_rows for table in pending) < max(PENDING_ROWS, self.kept.num_rows):
-            return replace(self, pending=pending)
-        candidates = pa.concat_tables([self.kept, *pending])
-        rows, _ = _best(candidates, self.count)
-        return replace(self, kept=candidates.take(rows).combine_chunks(), pending=())
+            return grown
+        return grown.settled()
+
+
+def in_groups(patches: pa.Table, groups: Collection[Group]) -> pa.ChunkedArray:
+    """Whether each patch is of one of the (label, kind)."""
+    names = pc.binary_join_element_wise(patches["kind"], patches["label"], "/")
+    return pc.is_in(names, pa.array([f"{kind}/{label}" for label, kind in groups], pa.string()))
 
 
 def _order(patches: pa.Table, seed: int) -> npt.NDArray[np.float64]:
@@ -120,11 +148,13 @@ def _best(candidates: pa.Table, count: int) -> tuple[npt.NDArray[np.intp], npt.N
     """The rows to keep, sorted by label, kind and order, and the rank of each in label and kind."""
     kind = np.asarray(pc.index_in(candidates["kind"], pa.array(KINDS)))
     group = _codes(candidates["label"]).astype(np.int64) * len(KINDS) + kind
-    image, uri = _codes(candidates["image_id"]), _codes(candidates["uri"])
-    y, x, order, typicality = (
-        candidates[name].to_numpy() for name in ("y", "x", "order", "typicality")
+    image, uri, shard = (_codes(candidates[name]) for name in ("image_id", "uri", "shard"))
+    y, x, order, typicality, rank_in_image = (
+        candidates[name].to_numpy() for name in ("y", "x", "order", "typicality", "rank")
     )
-    same_patch_together = np.lexsort((uri, typicality, order, x, y, image, group))
+    same_patch_together = np.lexsort(
+        (rank_in_image, shard, uri, typicality, order, x, y, image, group)
+    )
     identity = np.stack([group, image, y, x])[:, same_patch_together]
     rows = same_patch_together[_starts(identity)]
 

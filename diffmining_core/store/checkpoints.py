@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
+from uuid import uuid4
 
-from diffmining_core.store.roots import Root, explained
+from diffmining_core.store.roots import Root, checked_name, explained
 
 
 class RootCheckpoints:
     """The newest checkpoint below a folder of the root.
 
-    A checkpoint's files lie in `step-<step>/`; it counts once `step-<step>.json`, which names them
-    with their sha256, is written. Older ones go when a newer one is complete.
+    A checkpoint's files lie in `step-<step>-<uuid>/`; it counts once `step-<step>-<uuid>.json`,
+    which names them with their sha256, is written. Older ones go when a newer one is complete.
+    Several processes may keep, fetch and remove at once: each writes only what is its own, and one
+    that vanishes under another's hands is passed over.
     """
 
     def __init__(self, root: Root, folder: str, every: int) -> None:
@@ -21,57 +25,82 @@ class RootCheckpoints:
 
     def latest(self, into: Path) -> int | None:
         """Fetch the newest intact checkpoint's files and return its step; None if there is none."""
-        for step in sorted(self._steps(), reverse=True):
-            files: dict[str, str] = json.loads(self.root.read_bytes(self._marker(step)))
-            if all(self._fetch(step, name, into, files[name]) for name in files):
-                return step
+        unusable: set[str] = set()
+        # A new listing for each try: what has just vanished may have made way for a newer one.
+        while names := self._complete() - unusable:
+            newest = max(names)
+            if self._fetch(newest, into):
+                return _step(newest)
+            unusable.add(newest)
         return None
 
     def keep(self, step: int, folder: Path) -> None:
         """Store the files of `folder` as the checkpoint after `step` steps."""
-        older = self._steps()
-        files = {}
-        with explained(self.root.url):
-            for path in sorted(folder.iterdir()):
-                target = self.root.path_of(f"{self.folder}/{self._name(step)}/{path.name}")
-                self.root.fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-                self.root.fs.put_file(str(path), target)
-                files[path.name] = _sha256(path)
-        self.root.write_bytes(self._marker(step), json.dumps(files).encode())
-        for old in older - {step}:
+        older = {name for name in self._complete() if _step(name) <= step}
+        files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+        name = f"step-{step:09d}-{uuid4().hex}"
+        try:
+            for file in files:
+                self.root.write_file(f"{self.folder}/{name}/{file}", folder / file)
+            self.root.write_bytes(self._marker(name), json.dumps(files).encode())
+        except FileNotFoundError:  # a local folder that another process, which is done, removed
+            return
+        for old in older:
             self._drop(old)
 
     def remove(self) -> None:
-        """Remove all checkpoints: the computation is finished."""
-        for step in self._steps():
-            self._drop(step)
+        """Remove all checkpoints, half written ones too: the computation is finished."""
+        for name in {name.removesuffix(".json") for name in self.root.names(self.folder)}:
+            self._drop(name)
 
-    def _steps(self) -> set[int]:
+    def _complete(self) -> set[str]:
         names = self.root.names(self.folder)
-        return {int(name[5:-5]) for name in names if name.endswith(".json")}
+        return {name[:-5] for name in names if re.fullmatch(r"step-\d{9}-[0-9a-f]{32}\.json", name)}
 
-    def _fetch(self, step: int, name: str, into: Path, sha256: str) -> bool:
-        source = self.root.path_of(f"{self.folder}/{self._name(step)}/{name}")
+    def _fetch(self, name: str, into: Path) -> bool:
+        """Whether all files came as they were written; if not, none of them stays."""
+        files = self._files(name)
+        intact = bool(files) and all(
+            self._fetch_file(f"{self.folder}/{name}/{file}", into / file) == files[file]
+            for file in files
+        )
+        if not intact:
+            for file in files:
+                (into / file).unlink(missing_ok=True)
+        return intact
+
+    def _files(self, name: str) -> dict[str, str]:
+        """File name -> sha256 as the marker has it; nothing if it is gone or no marker."""
         try:
-            with explained(self.root.url):
-                self.root.fs.get_file(source, str(into / name))
+            files = json.loads(self.root.read_bytes(self._marker(name)))
+            if all("/" not in checked_name(file) for file in files):
+                return {file: str(files[file]) for file in files}
+        except (FileNotFoundError, ValueError, TypeError, AttributeError):
+            pass
+        return {}
+
+    def _fetch_file(self, rel: str, target: Path) -> str | None:
+        """The sha256 of what came, None if there is no such file."""
+        digest = hashlib.sha256()
+        try:
+            with explained(str(target.parent)), target.open("wb") as file:
+                for block in self.root.blocks(rel):
+                    digest.update(block)
+                    file.write(block)
         except FileNotFoundError:
-            return False
-        return _sha256(into / name) == sha256
+            return None
+        return digest.hexdigest()
 
-    def _drop(self, step: int) -> None:
-        with explained(self.root.url):
-            self.root.fs.rm_file(self.root.path_of(self._marker(step)))
-            folder = self.root.path_of(f"{self.folder}/{self._name(step)}")
-            if self.root.fs.exists(folder):
-                self.root.fs.rm(folder, recursive=True)
+    def _drop(self, name: str) -> None:
+        self.root.remove(self._marker(name))
+        self.root.remove(f"{self.folder}/{name}")
 
-    def _marker(self, step: int) -> str:
-        return f"{self.folder}/{self._name(step)}.json"
+    def _marker(self, name: str) -> str:
+        return f"{self.folder}/{name}.json"
 
-    @staticmethod
-    def _name(step: int) -> str:
-        return f"step-{step:09d}"
+
+def _step(name: str) -> int:
+    return int(name.split("-")[1])
 
 
 def _sha256(path: Path) -> str:

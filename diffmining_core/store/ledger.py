@@ -2,7 +2,8 @@
 
 Data lie at `<stage>/<key>/attempt-<uuid>/<name>`, manifests at `manifests/<stage>/<key>.json`, so
 that one listing tells what a stage has done. Readers start from manifests; what an interrupted or
-beaten attempt left behind is named by none and never read.
+beaten attempt left behind is named by none and never read. Nothing is overwritten: a unit that has
+to be made again is taken back first, its manifest kept at `retracted/<stage>/<key>/<uuid>.json`.
 """
 
 from __future__ import annotations
@@ -14,24 +15,23 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
+from typing import BinaryIO, TypedDict
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffmining_core.errors import InputError
 from diffmining_core.store.roots import Root, checked_name, explained
 from diffmining_core.store.units import JSON, Unit, canonical_json
 
-RUN_FILE = "run.json"
-RUN_FORMAT = 1
+MANIFEST_FORMAT = 1
+
 BLOCK = 16 * 2**20
 """Bytes held at a time while hashing large files."""
 
@@ -39,7 +39,14 @@ PUBLISH_TRIES = 5
 
 
 class CorruptFileError(OSError):
-    """A stored file is missing or is not what was written."""
+    """A stored file of a finished unit is missing or is not what was written."""
+
+    def __init__(self, message: str, stage: str, key: str) -> None:
+        super().__init__(message, stage, key)  # all of them, so that it can be pickled
+        self.message, self.stage, self.key = message, stage, key
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class FileRecord(TypedDict):
@@ -152,7 +159,7 @@ def complete(
     started = time.monotonic()
     attempt = Attempt(root, unit)
     produce(attempt)
-    _verify(root, attempt.folder, attempt.files)
+    _read_back(root, unit, attempt)
     manifest = Manifest(
         stage=unit.stage,
         key=unit.key,
@@ -171,10 +178,18 @@ def complete(
     return _publish(root, manifest)
 
 
+def _read_back(root: Root, unit: Unit, attempt: Attempt) -> None:
+    """OSError, which may pass, if storage does not hold what was just written."""
+    try:
+        _verify(root, (unit.stage, unit.key), attempt.folder, attempt.files)
+    except CorruptFileError as error:
+        raise OSError(f"storage did not keep what was just written: {error}") from error
+
+
 def _publish(root: Root, manifest: Manifest) -> Manifest:
     """The winner's manifest: this one, or the one that was there first."""
     rel = _manifest_path(manifest.stage, manifest.key)
-    body = canonical_json(asdict(manifest))
+    body = canonical_json({"format": MANIFEST_FORMAT, **asdict(manifest)})
     for attempt in range(PUBLISH_TRIES):
         root.create_bytes(rel, body)
         # Also after a win: all makers then return the same value, as read from storage.
@@ -182,6 +197,25 @@ def _publish(root: Root, manifest: Manifest) -> Manifest:
             return winner
         time.sleep(0.2 * 2**attempt)  # S3 may refuse two at once (409) before either is there
     raise OSError(f"{root.url}: {rel} could not be published in {PUBLISH_TRIES} tries")
+
+
+def retract(root: Root, stage: str, key: str) -> None:
+    """Take a published unit back, so that the next run makes it again; its data stay until gc.
+
+    Of two that find one unit damaged, the slower may take back what the faster has made anew: that
+    costs the work once more, and no result.
+    """
+    rel = _manifest_path(stage, key)
+    try:
+        root.write_new(f"retracted/{stage}/{key}/{uuid4().hex}.json", root.read_bytes(rel))
+    except FileNotFoundError:
+        return
+    root.remove(rel)
+
+
+def stages(root: Root) -> list[str]:
+    """The stages of which units have been published, by name."""
+    return [entry.name for entry in root.entries("manifests") if entry.is_folder]
 
 
 def published(root: Root, stage: str) -> set[str]:
@@ -195,9 +229,8 @@ def published(root: Root, stage: str) -> set[str]:
 
 def read_manifest(root: Root, stage: str, key: str) -> Manifest | None:
     """The manifest of a unit, None if it is not done."""
-    rel = _manifest_path(stage, key)
     try:
-        return _manifest(root, rel, root.read_bytes(rel))
+        return _manifest(root, stage, key, root.read_bytes(_manifest_path(stage, key)))
     except FileNotFoundError:
         return None
 
@@ -209,51 +242,72 @@ def finished(root: Root, stage: str, key: str) -> Manifest:
     raise LookupError(f"{root.url_of(_manifest_path(stage, key))} is gone; run again to make it")
 
 
-def read_manifests(root: Root, stage: str) -> list[Manifest]:
-    """The manifests of all finished units of a stage, in the order of their keys."""
-    rels = [_manifest_path(stage, key) for key in sorted(published(root, stage))]
-    return [_manifest(root, rel, data) for rel, data in zip(rels, root.read_all(rels), strict=True)]
+def read_manifests(root: Root, stage: str, wanted: Iterable[str] | None = None) -> list[Manifest]:
+    """The manifests of these units of a stage, or of all finished ones in the order of their keys.
+
+    Read at once where the storage allows it. FileNotFoundError if a wanted one is not there.
+    """
+    keys = sorted(published(root, stage)) if wanted is None else list(wanted)
+    contents = root.read_all([_manifest_path(stage, key) for key in keys])
+    return [_manifest(root, stage, key, data) for key, data in zip(keys, contents, strict=True)]
 
 
 def _manifest_path(stage: str, key: str) -> str:
     return f"manifests/{stage}/{key}.json"
 
 
-def _manifest(root: Root, rel: str, data: bytes) -> Manifest:
+def _manifest(root: Root, stage: str, key: str, data: bytes) -> Manifest:
     try:
         content = json.loads(data)
-        return Manifest(**{**content, "inputs": tuple(content["inputs"])})
-    except (ValueError, TypeError, KeyError) as error:
+        if (found := content.pop("format", MANIFEST_FORMAT)) != MANIFEST_FORMAT:
+            raise ValueError(f"its format is {found}, not {MANIFEST_FORMAT}")
+        manifest = Manifest(**{**content, "inputs": tuple(content["inputs"])})
+        if manifest.unit != f"{stage}/{key}":
+            raise ValueError(f"it is that of {manifest.unit}")
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorruptFileError(
-            f"{root.url_of(rel)} is no manifest that this version can read ({error}); remove it, "
-            "and the next run makes the unit again"
+            f"{root.url_of(_manifest_path(stage, key))} is no manifest that this version can read "
+            f"({error}); {_REMEDY}",
+            stage,
+            key,
         ) from error
+    return manifest
 
 
 def verify(root: Root, manifest: Manifest) -> None:
     """Read all files of a finished unit; CorruptFileError names the first that has changed."""
-    _verify(root, manifest.attempt, manifest.files)
+    _verify(root, (manifest.stage, manifest.key), manifest.attempt, manifest.files)
 
 
-def _verify(root: Root, folder: str, files: Mapping[str, FileRecord]) -> None:
+def _verify(
+    root: Root, unit: tuple[str, str], folder: str, files: Mapping[str, FileRecord]
+) -> None:
     for name, expected in files.items():
         rel = f"{folder}/{name}"
         try:
             came = _record(_stored_blocks(root, rel))
         except FileNotFoundError as error:
-            raise CorruptFileError(f"{root.url_of(rel)} is missing; {_REMEDY}") from error
-        _check(root, rel, expected, came)
+            raise missing_file(root, unit, rel) from error
+        _check(root, unit, rel, expected, came)
 
 
-_REMEDY = "remove the manifest of this unit below manifests/ and run again to make it anew"
+_REMEDY = "run again to make its unit anew"
 
 
-def _check(root: Root, rel: str, expected: FileRecord, came: FileRecord) -> None:
+def missing_file(root: Root, unit: tuple[str, str], rel: str) -> CorruptFileError:
+    """The error about a stored file of a unit (stage, key) that is not there."""
+    return CorruptFileError(f"{root.url_of(rel)} is missing; {_REMEDY}", *unit)
+
+
+def _check(
+    root: Root, unit: tuple[str, str], rel: str, expected: FileRecord, came: FileRecord
+) -> None:
     if came != expected:
         raise CorruptFileError(
             f"{root.url_of(rel)} is corrupt: expected {expected['bytes']} bytes with sha256 "
             f"{expected['sha256']}, got {came['bytes']} bytes with sha256 {came['sha256']}; "
-            f"{_REMEDY}"
+            f"{_REMEDY}",
+            *unit,
         )
 
 
@@ -284,13 +338,13 @@ def read_bytes(root: Root, manifest: Manifest, name: str) -> bytes:
 
 def read_files(root: Root, manifest: Manifest, names: Sequence[str]) -> list[bytes]:
     """The contents of several files of a finished unit, checked like one."""
-    rels = [_stored(manifest, name) for name in names]
+    rels, unit = [_stored(manifest, name) for name in names], (manifest.stage, manifest.key)
     try:
         contents = root.read_all(rels)
     except FileNotFoundError as error:
-        raise CorruptFileError(f"{error} is missing; {_REMEDY}") from error
+        raise CorruptFileError(f"{error} is missing; {_REMEDY}", *unit) from error
     for name, rel, data in zip(names, rels, contents, strict=True):
-        _check(root, rel, manifest.files[name], _record(iter([data])))
+        _check(root, unit, rel, manifest.files[name], _record(iter([data])))
     return contents
 
 
@@ -319,10 +373,12 @@ def local_folder(root: Root, manifest: Manifest, prefix: str) -> Path:
     """A local folder with the unit's files under `prefix`.
 
     The stored folder itself on a local root; else a copy in the user's cache folder, downloaded
-    once and checked. Do not write to it.
+    once. Either is checked: CorruptFileError. Do not write to it.
     """
     names = _names_under(manifest, prefix)
     if folder := root.local(f"{manifest.attempt}/{prefix}"):
+        files = {name: manifest.files[name] for name in names.values()}
+        _verify(root, (manifest.stage, manifest.key), manifest.attempt, files)
         return folder
     cached = _cache_folder() / manifest.attempt / prefix
     if not cached.exists():
@@ -347,13 +403,18 @@ def _cache_folder() -> Path:
 def _download(root: Root, manifest: Manifest, names: Mapping[str, str], folder: Path) -> None:
     """Fill `folder`, which appears with all its files or not at all."""
     aside = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    unit = manifest.stage, manifest.key
     try:
         for inner, name in names.items():
             target = aside / inner
             target.parent.mkdir(parents=True, exist_ok=True)
             rel = _stored(manifest, name)
-            with target.open("wb") as file:
-                _check(root, rel, manifest.files[name], _record(_copied(root, rel, file)))
+            try:
+                with target.open("wb") as file:
+                    came = _record(_copied(root, rel, file))
+            except FileNotFoundError as error:
+                raise missing_file(root, unit, rel) from error
+            _check(root, unit, rel, manifest.files[name], came)
         try:
             aside.rename(folder)
         except OSError:
@@ -378,62 +439,3 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # a GPU machine may have only the model side
             continue
     return found
-
-
-def open_run(root: Root, identity: Mapping[str, str]) -> None:
-    """Claim a fresh root for the run with this identity, or check that it is the same run's.
-
-    identity: a few names and values, such as the dataset's folder, that must not mix at one root.
-    InputError if the root holds another run's results, or files that are no run's.
-    """
-    stored = _read_run(root)
-    if stored is None:
-        _check_fresh(root)
-        root.create_bytes(RUN_FILE, canonical_json({"format": RUN_FORMAT, "identity": identity}))
-        stored = _read_run(root)
-    if stored is None or stored["format"] != RUN_FORMAT:
-        raise InputError(
-            f"{root.url_of(RUN_FILE)} is of a format that this version does not know; give another "
-            "root, or use the version that wrote it"
-        )
-    _check_same_run(root, stored["identity"], identity)
-
-
-def _read_run(root: Root) -> dict[str, Any] | None:
-    try:
-        data = root.read_bytes(RUN_FILE)
-    except FileNotFoundError:
-        return None
-    try:
-        content = json.loads(data)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or not {"format", "identity"} <= content.keys():
-        return {"format": None, "identity": {}}
-    return content
-
-
-def _check_fresh(root: Root) -> None:
-    # A new file system has lost+found; desktops and our own unfinished writes leave dot files.
-    foreign = [n for n in root.names() if n != "lost+found" and not n.startswith(".")]
-    if foreign and RUN_FILE not in foreign:  # else another process has just claimed it
-        raise InputError(
-            f"{root.url} holds files that are no run's results ({_some(foreign)}); give an empty "
-            "or a new folder"
-        )
-
-
-def _check_same_run(root: Root, stored: Mapping[str, str], asked: Mapping[str, str]) -> None:
-    names = sorted(n for n in stored.keys() | asked.keys() if stored.get(n) != asked.get(n))
-    if names:
-        holds = " and ".join(f"{name} {stored.get(name, '(none)')}" for name in names)
-        asks = " and ".join(f"{name} {asked.get(name, '(none)')}" for name in names)
-        raise InputError(
-            f"root {root.url} holds the results of {holds}; this run asks for {asks}; give another "
-            "root"
-        )
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:3])
-    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -22,7 +22,7 @@ from zarr.core.buffer.cpu import Buffer as CpuBuffer
 from zarr.storage import FsspecStore, MemoryStore
 
 from diffmining_core.errors import InputError
-from diffmining_core.store.ledger import Attempt, CorruptFileError, Manifest, read_files
+from diffmining_core.store.ledger import Attempt, Manifest, missing_file, read_files
 from diffmining_core.store.roots import Root, explained
 
 NAME = "maps.zarr"
@@ -150,7 +150,9 @@ def open_maps_dask(root: Root, manifest: Manifest) -> dict[str, da.Array]:
         stored = root.fs.find(root.path_of(folder))
         for file in _objects(manifest, NAME):
             if root.path_of(f"{manifest.attempt}/{file}") not in stored:
-                raise CorruptFileError(f"{root.url_of(f'{manifest.attempt}/{file}')} is missing")
+                raise missing_file(
+                    root, (manifest.stage, manifest.key), f"{manifest.attempt}/{file}"
+                )
         # Zarr's own S3 client would stay open when nobody uses the arrays any more.
         fs = AsyncFileSystemWrapper(root.fs, asynchronous=True)
         store = FsspecStore(fs, read_only=True, path=root.path_of(folder))

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,33 @@ from diffmining_core.errors import InputError
 
 # fsspec's memory file system looks first and writes then; the lock makes these two one step.
 _memory_lock = threading.Lock()
+
+BLOCK = 16 * 2**20
+"""Bytes of a large file held at a time."""
+
+_S3 = ("s3://", "s3a://")
+
+S3_TRIES = 8
+"""Of a request to S3. Where one in twenty fails, one in 25 billion is given up; a server that is
+gone is given up after 10 seconds, with reads after a minute and a half."""
+
+REMOVE_TRIES = 20
+
+S3_TIMEOUT = 30
+"""Seconds without a byte from S3 until a request counts as failed."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One file or folder as a listing has it.
+
+    bytes: 0 for a folder. modified: seconds since 1970 by the storage's own clock, 0 if unknown.
+    """
+
+    name: str
+    bytes: int
+    modified: float
+    is_folder: bool
 
 
 @dataclass(frozen=True)
@@ -58,15 +88,19 @@ class Root:
 
     def names(self, rel: str = "") -> list[str]:
         """The names in folder `rel`, sorted; none where there is no such folder. One listing."""
+        return [entry.name for entry in self.entries(rel)]
+
+    def entries(self, rel: str = "") -> list[Entry]:
+        """What lies in folder `rel`, sorted by name; nothing where there is none. One listing."""
         path = self.path_of(rel) if rel else self.path
         with explained(self.url):
             try:
-                entries = self.fs.ls(path, detail=False)
+                infos = self.fs.ls(path, detail=True)
             except FileNotFoundError as error:
                 if _s3_code(error) == "NoSuchBucket":
                     raise
                 return []
-        return sorted(entry.rstrip("/").rpartition("/")[2] for entry in entries)
+        return sorted((_entry(info) for info in infos), key=lambda entry: entry.name)
 
     def read_bytes(self, rel: str) -> bytes:
         """The bytes of file `rel`; FileNotFoundError if there is none."""
@@ -108,6 +142,54 @@ class Root:
             else:
                 self.fs.pipe_file(self.path_of(rel), data)
 
+    def remove(self, rel: str) -> None:
+        """Remove file or folder `rel` with all in it; nothing happens where there is none."""
+        with explained(self.url), suppress(FileNotFoundError):
+            if path := self.local(rel):
+                _remove_local(path)
+            else:
+                self.fs.rm(self.path_of(rel), recursive=True)
+
+    def write_file(self, rel: str, source: Path) -> None:
+        """Write the local file `source` as `rel`, which nobody looks for yet, whatever its size."""
+        with explained(self.url):
+            if path := self.local(rel):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, path)
+                _sync(path)
+            elif isinstance(self.fs, MemoryFileSystem):
+                self.fs.pipe_file(self.path_of(rel), source.read_bytes())
+            else:
+                self._upload(rel, source)
+
+    def _upload(self, rel: str, source: Path) -> None:
+        path, size = self.path_of(rel), source.stat().st_size
+        try:
+            self.fs.put_file(str(source), path)
+        except FileNotFoundError as error:
+            # The answer to the request that ends an upload in parts was lost, and the server does
+            # not know the upload any more when it is asked again.
+            if _s3_code(error) != "NoSuchUpload" or self.fs.size(path) != size:
+                raise
+
+    def blocks(self, rel: str) -> Iterator[bytes]:
+        """The bytes of file `rel`, a block at a time, never fewer than the storage says it has.
+
+        FileNotFoundError if there is no such file.
+        """
+        path = self.path_of(rel)
+        with explained(self.url):
+            size = self.fs.size(path)
+            for start in range(0, size, BLOCK):
+                end = min(start + BLOCK, size)
+                block = self.fs.cat_file(path, start=start, end=end)
+                if len(block) != end - start:
+                    raise ConnectionError(
+                        f"{self.url_of(rel)}: bytes {start} to {end} were asked for, {len(block)} "
+                        "bytes came; start again"
+                    )
+                yield block
+
     def create_bytes(self, rel: str, data: bytes) -> bool:
         """Write `rel` unless it exists; True for the one writer that made it, False for the others.
 
@@ -128,10 +210,33 @@ class Root:
         except FileExistsError:
             return False
         except OSError as error:
-            if _s3_status(error) in (409, 412):  # s3fs has no exception of its own for these
+            # 412: it exists. 409, still after several tries: others are writing it.
+            if _s3_status(error) in (409, 412):
                 return False
             raise
         return True
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of an address and the path in it; ValueError or ImportError if none.
+
+    Another process may write there at any time, so that no listing comes from a cache. S3 requests
+    are tried again where that may help; what fsspec's own settings say (`FSSPEC_S3` in the
+    environment) goes before ours.
+    """
+    options: dict[str, Any] = {"use_listings_cache": False}
+    if not url.startswith(_S3):
+        fs, path = fsspec.url_to_fs(url, **options)
+        return fs, path
+    asked = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+    # All tries are s3fs's: with botocore's inside each of them they would multiply.
+    ours = {"read_timeout": S3_TIMEOUT, "retries": {"total_max_attempts": 1, "mode": "standard"}}
+    fs, path = fsspec.url_to_fs(url, **options, config_kwargs={**ours, **asked})
+    fs.retries = S3_TRIES
+    import s3fs.core  # only where S3 is used
+
+    s3fs.core.set_custom_error_handler(_may_pass)
+    return fs, path
 
 
 def open_root(url: str, create: bool = True) -> Root:
@@ -142,9 +247,13 @@ def open_root(url: str, create: bool = True) -> Root:
     """
     if not url:
         raise InputError("the root has no name: give a local folder or an s3:// address")
+    if url.startswith(_S3) and "@" in url.split("/")[2]:
+        raise InputError(
+            "credentials do not belong into an address, which is recorded; set AWS_ACCESS_KEY_ID "
+            "and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and give s3://bucket/prefix"
+        )
     try:
-        # Another process may write here at any time: listings must not come from a cache.
-        fs, path = fsspec.url_to_fs(url, use_listings_cache=False)
+        fs, path = filesystem(url)
     except (ValueError, ImportError) as error:
         raise InputError(
             f"root {url!r} is not understood ({error}): give a local folder or an address such as "
@@ -177,53 +286,154 @@ def explained(url: str) -> Iterator[None]:
     """Turn the storage errors that a user can mend into an InputError about the place `url`."""
     try:
         yield
-    except InputError:
+    except (InputError, ConnectionError):  # explained already, where one is inside another
         raise
     except Exception as error:
         if reason := _reason(error):
             raise InputError(f"{url}: {reason}") from error
+        if isinstance(error, OSError) and _may_pass(error.__cause__):
+            what = _s3_code(error)
+            raise ConnectionError(f"{url}: the server cannot serve now ({what})") from error
         if _is_unreachable(error):  # an OSError, so that it counts among what may pass
-            raise ConnectionError(f"{url}: the server cannot be reached ({error})") from error
+            what = re.sub(r"//[^/\s]*@", "//", str(error))  # a password in AWS_ENDPOINT_URL
+            raise ConnectionError(f"{url}: the server cannot be reached ({what})") from error
         raise
 
 
 def _reason(error: Exception) -> str | None:
     """What a user must know and do about a storage error; None if it is not theirs to mend."""
     code = error.errno if isinstance(error, OSError) else None
-    if code in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            "no space is left to write to; free some, or give another place, and start again: "
-            "what is finished is kept"
-        )
+    if code in (errno.ENOSPC, errno.EDQUOT) or _s3_status(error) == 507:
+        return _FULL
     if code == errno.EROFS:
         return "it is read-only; give a place that can be written"
-    if any(kind.__name__ in _NO_CREDENTIALS for kind in type(error).__mro__):
+    if _is_a(error, _NO_CREDENTIALS, "botocore"):
         return (
             f"there are no usable credentials ({error}); set AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
         )
+    if _is_a(error, {"ParamValidationError"}, "botocore"):
+        return "S3 has no such names for buckets or files; correct the address"
+    if sentence := _S3_REFUSALS.get(_s3_code(error) or ""):
+        return sentence
     if isinstance(error, PermissionError):
-        if code is None:  # from a server, not from this machine's disk
-            return (
-                f"the server refuses access ({_s3_code(error) or error}); check the credentials "
-                "(AWS_*) and that they may list, read and write here"
-            )
-        return f"access is denied ({error}); give a place that you may read and write"
-    if _s3_code(error) == "NoSuchBucket":
-        return "there is no such bucket; create it, or correct the address"
+        return _denied(error)
     return None
 
 
-# botocore's names; botocore itself is there only where S3 is used.
+def _denied(error: PermissionError) -> str:
+    if error.errno is not None:  # by this machine's disk, not by a server
+        return f"access is denied ({error}); give a place that you may read and write"
+    if getattr(error.__cause__, "operation_name", None) in _S3_WRITES:
+        return (
+            f"the server lets these credentials read but not write here ({_s3_code(error)}); "
+            f"have it allowed, or give another place, {_GO_ON}"
+        )
+    return (
+        f"the server refuses access ({_s3_code(error) or error}); check the credentials (AWS_*) "
+        f"and that they may list, read and write here, {_GO_ON}"
+    )
+
+
+def _entry(info: dict[str, Any]) -> Entry:
+    # Local disk says mtime, S3 LastModified, memory created; folders on S3 say nothing.
+    modified = next((info[n] for n in ("mtime", "LastModified", "created") if info.get(n)), 0.0)
+    is_folder = info["type"] == "directory"
+    return Entry(
+        name=info["name"].rstrip("/").rpartition("/")[2],
+        bytes=0 if is_folder else info["size"],
+        modified=modified.timestamp() if isinstance(modified, datetime) else float(modified),
+        is_folder=is_folder,
+    )
+
+
+_GO_ON = "and start again: what is finished is kept"
+_FULL = (
+    "no space is left to write to; free some, or give another place, and start again: what is "
+    "finished is kept"
+)
+_EXPIRED = f"the credentials have expired; renew them (AWS_*) {_GO_ON}"
+_UNKNOWN = (
+    "the server does not accept these credentials; correct AWS_ACCESS_KEY_ID, "
+    f"AWS_SECRET_ACCESS_KEY and, if it needs one, AWS_SESSION_TOKEN {_GO_ON}"
+)
+_ELSEWHERE = f"the bucket is in another region; set AWS_DEFAULT_REGION to it {_GO_ON}"
+_TOO_LARGE = "the server refuses a file as too large; give a place that takes larger ones"
+
+_S3_REFUSALS = {
+    "ExpiredToken": _EXPIRED,
+    "ExpiredTokenException": _EXPIRED,
+    "RequestExpired": _EXPIRED,
+    "TokenRefreshRequired": _EXPIRED,
+    "InvalidAccessKeyId": _UNKNOWN,
+    "InvalidClientTokenId": _UNKNOWN,
+    "InvalidSecurity": _UNKNOWN,
+    "InvalidToken": _UNKNOWN,
+    "SignatureDoesNotMatch": _UNKNOWN,
+    "RequestTimeTooSkewed": (
+        f"this machine's clock differs from the server's by too much; set it right {_GO_ON}"
+    ),
+    "QuotaExceeded": _FULL,
+    "ServiceQuotaExceededException": _FULL,
+    "XMinioStorageFull": _FULL,
+    "EntityTooLarge": _TOO_LARGE,
+    "MaxMessageLengthExceeded": _TOO_LARGE,
+    "AuthorizationHeaderMalformed": _ELSEWHERE,
+    "IllegalLocationConstraintException": _ELSEWHERE,
+    "PermanentRedirect": _ELSEWHERE,
+    "NoSuchBucket": "there is no such bucket; create it, or correct the address",
+}
+"""What S3's error codes mean; the server's own words may tell more than should be seen."""
+
+_S3_WRITES = {
+    "PutObject",
+    "CreateMultipartUpload",
+    "UploadPart",
+    "CompleteMultipartUpload",
+    "DeleteObject",
+    "DeleteObjects",
+}
+
+# Classes by name: botocore and aiohttp are there only where S3 is used.
 _NO_CREDENTIALS = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
-_UNREACHABLE = {"HTTPClientError", "EndpointConnectionError", "ConnectionError"}
+_UNREACHABLE = {
+    "ClientPayloadError",  # an answer that ends too early
+    "ConnectionError",
+    "HTTPClientError",
+    "IncompleteReadError",
+    "ResponseParserError",  # no S3 server's answer
+}
+_PASSING_CODES = {
+    "BadDigest",
+    "ConditionalRequestConflict",
+    "IncompleteBody",
+    "OperationAborted",
+    "RequestTimeout",
+    "RequestTimeoutException",
+    "SlowDown",
+    "XAmzContentSHA256Mismatch",
+}
 
 
-def _is_unreachable(error: Exception) -> bool:
-    return not isinstance(error, OSError) and any(
-        kind.__name__ in _UNREACHABLE and kind.__module__.startswith("botocore")
+def _is_a(error: BaseException, names: set[str], *packages: str) -> bool:
+    return any(
+        kind.__name__ in names and kind.__module__.startswith(packages)
         for kind in type(error).__mro__
     )
+
+
+def _is_unreachable(error: BaseException) -> bool:
+    return _is_a(error, _UNREACHABLE, "botocore", "aiohttp")
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether a request that failed with this error of botocore's or aiohttp's may yet succeed."""
+    answer = getattr(error, "response", None)
+    if not isinstance(answer, dict):
+        return error is not None and _is_unreachable(error)
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    passing = status == 429 or (status >= 500 and status not in (501, 507))
+    return passing or answer.get("Error", {}).get("Code") in _PASSING_CODES
 
 
 def _s3_answer(error: BaseException) -> dict[str, Any]:
@@ -275,6 +485,25 @@ def _write_local(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def _remove_local(path: Path) -> None:
+    """Remove a file or folder which others may be removing, or writing to, at the same time."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    for _ in range(REMOVE_TRIES):
+        try:
+            shutil.rmtree(path)
+        except FileNotFoundError:  # of something in it, or of the folder itself
+            if not path.exists():
+                return
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise
+        else:
+            return
+    shutil.rmtree(path)
+
+
 @contextmanager
 def _written_aside(path: Path, data: bytes) -> Iterator[Path]:
     """A finished hidden file with `data` beside `path`, removed afterwards if it is still there."""
@@ -282,7 +511,7 @@ def _written_aside(path: Path, data: bytes) -> Iterator[Path]:
     try:
         _write_local(aside, data)
         yield aside
-        _sync_folder(path.parent)
+        _sync(path.parent)
     finally:
         with suppress(OSError):  # it may never have been made, or its folder not
             aside.unlink()
@@ -304,8 +533,8 @@ def _create_local(path: Path, data: bytes) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 from PIL import Image
+from stored import results
 
-from diffmining_core.store.ledger import read_manifests, read_table
+from diffmining_core.store.ledger import read_manifests
 from diffmining_core.store.roots import open_root
 from flows.parameters import MineParameters
 
@@ -114,7 +114,7 @@ def test_a_run_killed_twice_ends_like_one_left_alone(
     small = parameters(root)
     with killed_once(lambda: bool(list(root.glob("finetune/*/checkpoints/*.json"))), small):
         (marker, *_) = sorted(root.glob("finetune/*/checkpoints/*.json"))
-        step = int(marker.stem.removeprefix("step-"))
+        step = int(marker.stem.split("-")[1])
         assert 0 < step < 6
         assert not (root / "manifests" / "finetune").exists()
     with killed_once(lambda: bool(list(root.glob("manifests/typicality/*.json"))), small):
@@ -134,16 +134,7 @@ def test_a_run_killed_twice_ends_like_one_left_alone(
     done_before = sum(path.parent.name == "typicality" for path in published)
     assert summary["computed"]["typicality"] == 4 - done_before
     assert "finetune" not in summary["computed"]
-    for stage in ("selection", "clusters"):
-        assert tables(root, stage) == tables(first_run[0], stage)
-
-
-def tables(root: Path, stage: str) -> dict[str, pa.Table]:
-    opened = open_root(str(root))
-    return {
-        manifest.key: read_table(opened, manifest, f"{stage}.parquet")
-        for manifest in read_manifests(opened, stage)
-    }
+    assert results(root) == results(first_run[0])
 
 
 @pytest.fixture

@@ -69,8 +69,8 @@ def test_a_whole_run_computes_what_the_arithmetic_says(first_run: FirstRun) -> N
     expected = finetuned + typicality + dift_forwards(root)
     assert summary["unet_forwards"] == counted == expected
     assert summary["computed"] == {
-        "index": 3, "finetune": 1, "typicality": 4, "patches": 4, "selection": 2, "features": 4,
-        "clusters": 4, "evaluation": 1, "report": 1,
+        "index": 3, "dataset": 1, "finetune": 1, "typicality": 4, "patches": 4, "selection": 2,
+        "features": 4, "clusters": 4, "evaluation": 1, "report": 1,
     }  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_the_summary_says_all_that_a_run_is_asked_for(first_run: FirstRun) -> No
     assert summary["cluster_purity"].keys() == {"Almara", "Borvik", "Cendria", "Dorrava"}
     assert (summary["images"], summary["shards"], summary["set_aside"]) == (16, 3, 0)
     assert summary["labels"] == dict.fromkeys(("Almara", "Borvik", "Cendria", "Dorrava"), 4)
-    stages = {"typicality_before", *STAGES} - {"selection"}
+    stages = {"typicality_before", *STAGES}
     assert summary["stages"].keys() == stages
     assert 0 < sum(summary["stages"].values()) <= summary["seconds"] + 0.1
     assert summary["peak_memory_mb"] > 100
@@ -175,7 +175,11 @@ def test_new_images_cost_only_themselves(
     assert forwards["images"] == summary["unet_forwards"]
     assert summary["unet_forwards"] == typicality + dift_anew(root, stored)
     assert 0 < dift_anew(root, stored) < embedded
-    kept = {name: data for name, data in stored.items() if "/" in name}
+    kept = {
+        name: data
+        for name, data in stored.items()
+        if "/" in name and not name.startswith("plans/")  # of the last run
+    }
     assert {name: files(root)[name] for name in kept} == kept
     assert any("Elsund" in note and "--retrain" in note for note in summary["notes"])
     assert (summary["images"], summary["shards"]) == (22, 4)
@@ -251,24 +255,6 @@ def test_a_failing_unit_stops_no_other_and_is_named(
     assert forwards["images"] == summary["unet_forwards"] == typicality + dift_anew(root, stored)
 
 
-def test_a_corrupt_stored_file_is_named_and_costs_its_unit_only(
-    root: Path, parameters: Make
-) -> None:
-    opened = open_root(str(root))
-    anew = parameters(root, patch_size=16, before_shards=0)
-    (model,) = read_manifests(opened, "finetune")
-    after = [m for m in read_manifests(opened, "typicality") if model.facts["digest"] in m.inputs]
-    (values,) = (root / after[0].attempt / "maps.zarr" / "values").glob("c/*")
-    data = values.read_bytes()
-    there = published(opened, "patches")
-    values.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
-    with pytest.raises(OSError, match="values"):
-        mine(anew)
-    assert len(published(opened, "patches") - there) == len(after) - 1
-    values.write_bytes(data)
-    assert mine(anew)["computed"]["patches"] == 1
-
-
 def test_few_bad_images_are_set_aside_with_their_reasons(
     root: Path, dataset: Path, parameters: Make
 ) -> None:
@@ -303,7 +289,7 @@ def test_a_label_with_one_image_is_refused_and_what_is_indexed_is_kept(
             mine(parameters(root))
     finally:
         shutil.rmtree(lonely.parent)
-    assert mine(parameters(root))["computed"] == {}
+    assert mine(parameters(root))["computed"] == {"dataset": 1}, "planned anew, nothing read"
 
 
 def test_the_prefect_server_knows_the_run(prefect_api: str, root: Path, parameters: Make) -> None:

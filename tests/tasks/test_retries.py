@@ -41,7 +41,7 @@ def tries(error: Exception, failures: int) -> int:
         (ConnectionError("the server hung up"), 2),
         (OSError("slow down"), 2),
         (InputError("no such folder"), 1),
-        (CorruptFileError("not what was written"), 1),
+        (CorruptFileError("not what was written", "patches", "0f"), 1),
         (RuntimeError("CUDA out of memory"), 1),
     ],
 )

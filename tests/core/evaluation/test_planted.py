@@ -13,6 +13,7 @@ from diffmining_core.evaluation.planted import (
     Box,
     PixelScores,
     boxes_by_uri,
+    check_truth,
     cluster_purity,
     hits,
     planted_mask,
@@ -111,8 +112,9 @@ def test_images_find_their_boxes_by_the_end_of_their_address() -> None:
     boxes = boxes_by_uri(TRUTH, uris)
     assert [len(boxes[uri]) for uri in uris] == [3, 0, 0]
     with pytest.raises(InputError, match=r"has no box for any.*truth\.parquet"):
-        boxes_by_uri(TRUTH, uris[1:])
-    assert boxes_by_uri(TRUTH, []) == {}
+        check_truth(TRUTH, uris[1:])
+    check_truth(TRUTH, uris)
+    assert boxes_by_uri(TRUTH, uris[2:]) == {uris[2]: []}
 
     nested = TRUTH.slice(0, 1).set_column(0, "file", pa.array(["old/rome/a.png"]))
     both = pa.concat_tables([TRUTH, nested])
@@ -189,7 +191,10 @@ def test_unusable_pixels_are_refused() -> None:
 def test_a_shard_of_maps_is_scored_at_the_size_of_its_images() -> None:
     values = [np.eye(12, dtype=np.float32), np.ones((10, 11), np.float32)]
     maps = RaggedMaps.pack(values, values, ["a", "b"], ["rome", "rome"], n_draws=1)
-    scores = score_pixels(maps, {"a": "/d/rome/a.png", "b": "/d/rome/b.png"}, TRUTH, cell=8)
+    uris = {("a", "rome"): "/d/rome/a.png", ("b", "rome"): "/d/rome/b.png"}
+    scores = score_pixels(maps, uris, TRUTH, cell=8)
     assert scores.planted.sum() == 20 * 30 + 50 * 6 + 20 * 30
     assert (scores.planted + scores.others).sum() == 64 * (12 * 12 + 10 * 11)
     assert scores.planted.nonzero()[0].max() == scores.others.nonzero()[0].max()  # 1 in both
+    del uris["b", "rome"]  # it has left the dataset since
+    assert score_pixels(maps, uris, TRUTH, cell=8).planted.sum() == 20 * 30 + 50 * 6

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 import zlib
@@ -13,8 +14,14 @@ import pytest
 from numpy.testing import assert_array_equal
 from PIL import Image
 
-from diffmining_core.errors import InputError
-from diffmining_core.images.pixels import decode_rgb, header_size, load_pixels, resized_hw
+from diffmining_core.errors import ImageError
+from diffmining_core.images.pixels import (
+    content_id,
+    decode_rgb,
+    header_size,
+    load_pixels,
+    resized_hw,
+)
 
 RNG_IMAGE = np.random.default_rng(0).integers(0, 256, (48, 80, 3), np.uint8)
 
@@ -100,7 +107,7 @@ def test_sixteen_bit_greys_become_eight_bit_ones(kind: str) -> None:
 @pytest.mark.parametrize(("dtype", "says"), [(np.int32, "integers"), (np.float32, "fractions")])
 def test_numbers_of_no_set_range_are_no_image(dtype: type, says: str) -> None:
     data = encoded(Image.fromarray(np.zeros((40, 40), dtype)), "tiff")
-    with pytest.raises(InputError, match=f"its pixels are {says} of no set range"):
+    with pytest.raises(ImageError, match=f"its pixels are {says} of no set range"):
         decode_rgb(data)
 
 
@@ -129,14 +136,14 @@ def test_images_are_turned_upright(orientation: int) -> None:
 def test_a_truncated_file_is_refused(kind: str) -> None:
     data = encoded(Image.fromarray(RNG_IMAGE), kind)
     decode_rgb(data)
-    with pytest.raises(InputError, match=r"not a readable image: .+"):
+    with pytest.raises(ImageError, match=r"not a readable image: .+"):
         decode_rgb(data[: len(data) * 3 // 4])
 
 
 @pytest.mark.parametrize("data", [b"", b"hello", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n"])
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     for read in (decode_rgb, header_size):
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(ImageError) as caught:
             read(data)
         assert "\n" not in str(caught.value)
         assert "0x" not in str(caught.value)  # the same words in every run
@@ -156,7 +163,7 @@ def forged_png(width: int, height: int) -> bytes:
 def test_an_absurd_size_is_refused_by_the_header() -> None:
     assert header_size(forged_png(9000, 9000)) == (9000, 9000)
     for read in (decode_rgb, header_size):
-        with pytest.raises(InputError, match="more pixels than are safe to decode"):
+        with pytest.raises(ImageError, match="more pixels than are safe to decode"):
             read(forged_png(60_000, 60_000))
 
 
@@ -190,8 +197,25 @@ def test_shapes_are_known_from_the_upright_size(tmp_path: Path) -> None:
 
 def test_an_image_that_is_gone_or_changed_is_named(tmp_path: Path) -> None:
     uri = str(tmp_path / "a.png")
-    with pytest.raises(InputError, match=f"image {uri} is gone since the dataset was indexed"):
+    with pytest.raises(ImageError, match=f"image {uri} is not there"):
         load_pixels(uri, 64)
     Path(uri).write_bytes(b"no")
-    with pytest.raises(InputError, match=f"image {uri}: not a readable image.*it has changed"):
+    with pytest.raises(ImageError, match=f"image {uri}: not a readable image.*it has changed"):
         load_pixels(uri, 64)
+
+
+def test_the_bytes_are_those_of_the_image_id(tmp_path: Path) -> None:
+    data = encoded(Image.fromarray(RNG_IMAGE))
+    uri = str(tmp_path / "a.png")
+    Path(uri).write_bytes(data)
+    assert content_id(data) == hashlib.sha256(data).hexdigest()[:32]
+    assert_array_equal(load_pixels(uri, 48, content_id(data)), RNG_IMAGE)
+    with pytest.raises(ImageError, match=r"not those of its image id; it has changed"):
+        load_pixels(uri, 48, "0" * 32)
+
+
+def test_an_image_that_was_never_good_has_not_changed(tmp_path: Path) -> None:
+    uri = str(tmp_path / "a.png")
+    Path(uri).write_bytes(b"no")
+    with pytest.raises(ImageError, match=r"no known image format$"):
+        load_pixels(uri, 48, content_id(b"no"))

@@ -138,13 +138,15 @@ def test_random_patches_are_seeded_uniform_and_apart() -> None:
 
 
 def test_a_shard_gives_what_its_images_give() -> None:
-    maps = ragged(random_maps(40))  # more than one Dask task
+    maps = ragged(random_maps(40))
     table = shard_patches(maps, cell=8, size=20, per_image=3, seed=5)
     assert table.schema == PATCH_SCHEMA
     expected = [
-        row
+        (maps.image_id[i], maps.label[i], kind, rank, y, x, 20, typicality)
         for i in range(40)
-        for row in image_patches(maps.map(i), maps.image_id[i], maps.label[i], 8, 20, 3, 5)
+        for kind, rank, y, x, typicality in image_patches(
+            maps.map(i), maps.image_id[i], 8, 20, 3, 5
+        )
     ]
     rows = [tuple(row.values()) for row in table.to_pylist()]
     assert rows == expected

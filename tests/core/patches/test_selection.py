@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import reduce
+from itertools import permutations
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +11,14 @@ import pytest
 
 from diffmining_core.patches import selection
 from diffmining_core.patches.scoring import KINDS, PATCH_SCHEMA
-from diffmining_core.patches.selection import ALGO, SELECTION_SCHEMA, TopPatches
+from diffmining_core.patches.selection import (
+    ALGO,
+    RANKED_SCHEMA,
+    SELECTION_SCHEMA,
+    Image,
+    TopPatches,
+    in_groups,
+)
 
 
 def patches(shard: int, images: int, labels: int = 2, levels: int = 6) -> pa.Table:
@@ -34,12 +42,17 @@ def patches(shard: int, images: int, labels: int = 2, levels: int = 6) -> pa.Tab
     return pa.Table.from_pylist(rows, PATCH_SCHEMA)
 
 
-def uris(table: pa.Table) -> dict[str, str]:
-    return {image_id: f"/data/{image_id}.png" for image_id in table["image_id"].to_pylist()}
+def uris(table: pa.Table) -> dict[Image, str]:
+    images = zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True)
+    return {image: f"/data/{image[0]}.png" for image in images}
+
+
+def add(top: TopPatches, table: pa.Table, shard: str = "") -> TopPatches:
+    return top.add(table, uris(table), shard)
 
 
 def select(tables: list[pa.Table], count: int) -> pa.Table:
-    return reduce(lambda top, t: top.add(t, uris(t)), tables, TopPatches.empty(count, 7)).table()
+    return reduce(add, tables, TopPatches.empty(count, 7)).table()
 
 
 def brute_force(tables: list[pa.Table], count: int) -> list[dict[str, object]]:
@@ -88,10 +101,7 @@ def test_order_grouping_and_repetition_of_shards_change_nothing() -> None:
         assert select(order, 10).equals(expected)
         cut = int(rng.integers(7))
         zero = TopPatches.empty(10, 7)
-        left, right = (
-            reduce(lambda top, t: top.add(t, uris(t)), part, zero)
-            for part in (order[:cut], order[cut:])
-        )
+        left, right = (reduce(add, part, zero) for part in (order[:cut], order[cut:]))
         assert left.merge(right).table().equals(expected)
         assert select([*order, order[0]], 10).equals(expected)
 
@@ -102,10 +112,7 @@ def test_an_image_found_twice_counts_once_at_its_better_place() -> None:
     typicality = pa.array(first["typicality"].to_numpy() + np.float32(0.25))
     second = first.set_column(first.schema.names.index("typicality"), "typicality", typicality)
     zero = TopPatches.empty(100, 7)
-    tops = [
-        zero.add(a, uris(a)).merge(zero.add(b, uris(b)))
-        for a, b in ((first, second), (second, first))
-    ]
+    tops = [add(zero, a).merge(add(zero, b)) for a, b in ((first, second), (second, first))]
     for kind, better in (("highest", second), ("lowest", first)):
         expected = better.filter(pc.equal(better["kind"], kind))["typicality"].to_pylist()
         for top in tops:
@@ -119,10 +126,56 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     top = TopPatches.empty(5, 7)
     for shard in range(30):
         table = patches(shard, 20)
-        top = top.add(table, uris(table))
+        top = add(top, table)
         held = top.kept.num_rows + sum(pending.num_rows for pending in top.pending)
         assert top.kept.num_rows <= 2 * 3 * 5  # labels × kinds × count
         assert held <= 2 * 3 * 5 + table.num_rows
+
+
+def test_patches_of_images_that_do_not_count_are_left_out() -> None:
+    """A map stays stored when its image leaves the dataset, or is given another label."""
+    table = patches(0, 10)
+    gone = [(row["image_id"], row["label"]) for row in table.slice(0, 12).to_pylist()]
+    counted = {image: uri for image, uri in uris(table).items() if image not in gone}
+    relabelled = {(image_id, "another"): "/data/x.png" for image_id, _ in gone}
+    top = TopPatches.empty(100, 7).add(table, counted | relabelled, "")
+    assert top.table().equals(select([table.slice(12)], 100))
+
+
+def test_a_selection_is_taken_up_where_it_was_left() -> None:
+    tables = [patches(shard, 20) for shard in range(4)]
+    zero = TopPatches.empty(10, 7)
+    whole = reduce(lambda top, i: add(top, tables[i], f"shard {i}"), range(4), zero).ranked()
+    assert whole.schema == RANKED_SCHEMA
+    first = reduce(lambda top, i: add(top, tables[i], f"shard {i}"), (3, 1), zero).ranked()
+    second = reduce(lambda top, i: add(top, tables[i], f"shard {i}"), (0, 2), zero).settled()
+    assert TopPatches.of(first, 10, 7).merge(second).ranked().equals(whole)
+    for i in range(4):
+        own = whole.filter(pc.equal(whole["shard"], f"shard {i}"))["image_id"].to_pylist()
+        assert set(own) <= set(tables[i]["image_id"].to_pylist())
+        assert own
+
+
+def test_of_copies_that_are_alike_one_is_always_the_same() -> None:
+    table = patches(0, 4)
+    zero = TopPatches.empty(100, 7)
+    copies = [
+        zero.add(table, {image: f"/{place}/{image[0]}" for image in uris(table)}, f"shard {shard}")
+        for place, shard in (("b", 0), ("a", 2), ("a", 1))
+    ]
+    expected = copies[2].ranked()
+    for order in permutations(copies):
+        assert reduce(TopPatches.merge, order, zero).ranked().equals(expected)
+
+
+def test_groups_are_a_label_and_a_kind() -> None:
+    table = patches(0, 6)
+    wanted = {("label 0", "highest"), ("label 1", "random")}
+    found = table.filter(in_groups(table, wanted))
+    pairs = list(zip(found["label"].to_pylist(), found["kind"].to_pylist(), strict=True))
+    assert set(pairs) == wanted
+    assert len(pairs) == 12
+    assert table.filter(in_groups(table, set())).num_rows == 0
 
 
 def test_nothing_gives_an_empty_selection() -> None:
@@ -133,7 +186,7 @@ def test_nothing_gives_an_empty_selection() -> None:
 
 def test_the_seed_changes_the_random_patches_alone() -> None:
     table = patches(0, 40)
-    one, two = (TopPatches.empty(8, seed).add(table, uris(table)).table() for seed in (1, 2))
+    one, two = (add(TopPatches.empty(8, seed), table).table() for seed in (1, 2))
     for kind in KINDS:
         same = [t.filter(pc.equal(t["kind"], kind)) for t in (one, two)]
         assert same[0].equals(same[1]) == (kind != "random")

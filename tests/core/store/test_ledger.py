@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -24,13 +24,14 @@ from diffmining_core.store.ledger import (
     complete,
     file_url,
     local_folder,
-    open_run,
     published,
     read_bytes,
     read_json,
     read_manifest,
     read_manifests,
     read_table,
+    retract,
+    stages,
     verify,
 )
 from diffmining_core.store.roots import Root, open_root
@@ -229,7 +230,7 @@ def test_a_file_that_storage_did_not_keep_is_not_published(
         if data is not None:
             root.fs.pipe_file(path, data)
 
-    with pytest.raises(CorruptFileError, match=f"patches.parquet {says}"):
+    with pytest.raises(OSError, match=f"did not keep.*patches.parquet {says}"):
         complete(root, UNIT, produce_badly)
     assert published(root, "patches") == set()
 
@@ -244,7 +245,8 @@ def test_a_corrupt_file_is_named_with_what_was_expected_and_what_came(root: Root
         assert root.url_of(f"{manifest.attempt}/{NOTES}") in message
         assert manifest.files[NOTES]["sha256"] in message
         assert "got 2 bytes with sha256 44136fa355b3678a1146ad16f7e8649e94fb4fc2" in message
-        assert "remove the manifest" in message
+        assert "run again to make its unit anew" in message
+        assert (caught.value.stage, caught.value.key) == ("patches", UNIT.key)
     tamper(root, manifest, NOTES, None)
     for read in (lambda: verify(root, manifest), lambda: read_json(root, manifest, NOTES)):
         with pytest.raises(CorruptFileError, match=r"summary.json is missing"):
@@ -254,7 +256,9 @@ def test_a_corrupt_file_is_named_with_what_was_expected_and_what_came(root: Root
 NOTES = "notes/summary.json"
 
 
-@pytest.mark.parametrize("body", [b"", b'{"stage": "pat', b"[]", b'{"stage": "patches"}'])
+@pytest.mark.parametrize(
+    "body", [b"", b'{"stage": "pat', b"[]", b'{"stage": "patches"}', b'{"format": 99}']
+)
 def test_a_manifest_that_cannot_be_read_is_named(root: Root, body: bytes) -> None:
     rel = f"manifests/patches/{UNIT.key}.json"
     root.write_new(rel, body)
@@ -263,8 +267,43 @@ def test_a_manifest_that_cannot_be_read_is_named(root: Root, body: bytes) -> Non
         lambda: read_manifests(root, "patches"),
         lambda: complete(root, UNIT, never),
     ):
-        with pytest.raises(CorruptFileError, match=rf"{UNIT.key}.json is no manifest"):
+        with pytest.raises(CorruptFileError, match=rf"{UNIT.key}.json is no manifest") as caught:
             read()
+        assert (caught.value.stage, caught.value.key) == ("patches", UNIT.key)
+
+
+def test_a_manifest_of_another_unit_is_none_of_this_one(root: Root) -> None:
+    complete(root, UNIT, produce)
+    body = root.read_bytes(f"manifests/patches/{UNIT.key}.json")
+    root.write_new(f"manifests/patches/{'0' * 32}.json", body)
+    with pytest.raises(CorruptFileError, match=f"it is that of patches/{UNIT.key}"):
+        read_manifest(root, "patches", "0" * 32)
+
+
+def test_a_unit_taken_back_is_made_again_beside_what_was_there(root: Root) -> None:
+    first = complete(root, UNIT, produce)
+    body = root.read_bytes(f"manifests/patches/{UNIT.key}.json")
+    retract(root, "patches", UNIT.key)
+    retract(root, "patches", UNIT.key)  # another one was faster
+    assert published(root, "patches") == set()
+    (kept,) = root.names(f"retracted/patches/{UNIT.key}")
+    assert root.read_bytes(f"retracted/patches/{UNIT.key}/{kept}") == body
+    second = complete(root, UNIT, produce)
+    assert second.attempt != first.attempt
+    assert second.files == first.files
+    verify(root, first)
+
+
+def test_an_error_about_a_corrupt_file_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(CorruptFileError("it is gone", "patches", "0f")))  # noqa: S301 - our own
+    assert (str(error), error.stage, error.key) == ("it is gone", "patches", "0f")
+
+
+def test_the_stages_are_those_with_manifests(root: Root) -> None:
+    assert stages(root) == []
+    complete(root, UNIT, produce)
+    complete(root, Unit("clusters", "1", (), {}), produce)
+    assert stages(root) == ["clusters", "patches"]
 
 
 def test_manifests_come_in_the_order_of_their_keys(root: Root) -> None:
@@ -345,6 +384,14 @@ def test_a_corrupt_download_does_not_enter_the_cache(root: Root, model: Path, ca
     assert contents(cache) == {}
 
 
+def test_a_model_damaged_on_local_disk_is_not_handed_out(tmp_path: Path, model: Path) -> None:
+    root = open_root(str(tmp_path / "root"))
+    manifest = complete(root, UNIT, store(model))
+    tamper(root, manifest, "model/unet/weights.safetensors", b"\1" + bytes(3 * 10**6 - 1))
+    with pytest.raises(CorruptFileError, match=r"weights.safetensors is corrupt"):
+        local_folder(root, manifest, "model")
+
+
 def test_twelve_readers_share_one_download(root: Root, model: Path, cache: Path) -> None:
     manifest = complete(root, UNIT, store(model))
     with ThreadPoolExecutor(THREADS) as pool:
@@ -357,55 +404,3 @@ def test_an_empty_folder_is_refused(root: Root, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(FileNotFoundError, match="holds no file to store"):
         Attempt(root, UNIT).write_folder(tmp_path / "empty", "model")
-
-
-def test_a_root_belongs_to_one_run(root: Root) -> None:
-    open_run(root, {"dataset": "s3://a/b", "model": "tiny"})
-    complete(root, UNIT, produce)
-    open_run(root, {"model": "tiny", "dataset": "s3://a/b"})
-    with pytest.raises(InputError) as caught:
-        open_run(root, {"dataset": "/other", "model": "tiny"})
-    assert str(caught.value) == (
-        f"root {root.url} holds the results of dataset s3://a/b; this run asks for dataset /other; "
-        "give another root"
-    )
-    with pytest.raises(InputError, match=r"model tiny; this run asks for model \(none\)"):
-        open_run(root, {"dataset": "s3://a/b"})
-
-
-def test_a_place_with_other_files_is_no_root(root: Root) -> None:
-    root.write_new("lost+found/1", b"")
-    root.write_new(".DS_Store", b"")
-    root.write_new("holiday.jpg", b"")
-    with pytest.raises(InputError, match=r"holds files that are no run's results \(holiday.jpg\)"):
-        open_run(root, {"dataset": "a"})
-    assert not root.exists("run.json")
-    root.fs.rm(root.path_of("holiday.jpg"))
-    open_run(root, {"dataset": "a"})
-
-
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"name": "npm"}', b'{"format":99,"identity":{}}'])
-def test_a_strange_run_file_is_named(root: Root, body: bytes) -> None:
-    root.write_new("run.json", body)
-    with pytest.raises(
-        InputError, match=r"run.json is of a format that this version does not know"
-    ):
-        open_run(root, {})
-
-
-def test_of_twelve_runs_one_claims_the_root(root: Root) -> None:
-    start = threading.Barrier(THREADS)
-
-    def claim(thread: int) -> Any:
-        start.wait()
-        try:
-            open_run(root, {"dataset": f"d{thread % 4}"})
-        except InputError as error:
-            return str(error)
-        complete(root, Unit("patches", "1", (str(thread),), {}), produce)
-        return None
-
-    with ThreadPoolExecutor(THREADS) as pool:
-        outcomes = list(pool.map(claim, range(THREADS)))
-    assert outcomes.count(None) == 3  # those that ask for the winner's dataset
-    assert all("holds the results of dataset d" in o for o in outcomes if o is not None)

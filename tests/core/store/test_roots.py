@@ -1,17 +1,24 @@
 from __future__ import annotations
 
+import json
 import os
+import re
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from uuid import uuid4
 
 import fsspec
 import pytest
+from s3_servers import S3Server
 
 from diffmining_core.errors import InputError
-from diffmining_core.store.roots import Root, open_root
+from diffmining_core.store import roots
+from diffmining_core.store.ledger import Attempt, complete, published, verify
+from diffmining_core.store.roots import Root, filesystem, open_root
+from diffmining_core.store.units import Unit
 
 THREADS = 12
 
@@ -171,19 +178,56 @@ def test_a_full_disk_is_said_in_one_sentence(tmp_path: Path) -> None:
         root.write_new("full", b"data")
 
 
-def test_a_missing_bucket_is_named(bucket: str) -> None:
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("a small disk takes root and the right to mount")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_disk_that_fills_up_keeps_what_is_finished_and_the_next_run_goes_on(
+    small_disk: Path,
+) -> None:
+    root = open_root(str(small_disk))
+    (small_disk / "another's").write_bytes(bytes(200_000))
+    first = complete(root, unit("a"), lambda a: a.write_bytes("a", b"1" * 10_000))
+    with pytest.raises(InputError, match=r"no space is left.*what is finished is kept"):
+        complete(root, unit("b"), lambda a: a.write_bytes("b", b"2" * 100_000))
+    with pytest.raises(InputError, match="no space is left"):
+        root.write_bytes("summary.json", bytes(100_000))
+    assert root.names() == ["another's", "manifests", "patches"]
+    (small_disk / "another's").unlink()
+    assert published(root, "patches") == {unit("a").key}
+    assert complete(root, unit("a"), lambda a: None) == first
+    verify(root, complete(root, unit("b"), lambda a: a.write_bytes("b", b"2" * 100_000)))
+
+
+def unit(name: str) -> Unit:
+    return Unit("patches", "1", (name,), {})
+
+
+@pytest.mark.parametrize("fixture", ["bucket", "rgw_bucket"])
+def test_a_missing_bucket_is_named(request: pytest.FixtureRequest, fixture: str) -> None:
+    request.getfixturevalue(fixture)
     for create in (True, False):
         with pytest.raises(InputError, match="s3://nosuchbucket/x: there is no such bucket"):
             open_root("s3://nosuchbucket/x", create=create)
 
 
+@pytest.mark.parametrize("name", ["a_B", "x", "a b"])
+def test_a_name_that_no_bucket_can_have_is_named(rgw_bucket: str, name: str) -> None:
+    with pytest.raises(InputError, match=rf"s3://{name}/x: .*correct the address"):
+        open_root(f"s3://{name}/x")
+
+
 @pytest.fixture
 def fresh_s3(bucket: str, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """An S3 client made anew from an environment that the test may change."""
-    s3 = fsspec.get_filesystem_class("s3")
-    monkeypatch.setattr(s3, "_cache", {})
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-    monkeypatch.setenv("AWS_CONFIG_FILE", "/nonexistent")
+    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "_cache", {})
     return monkeypatch
 
 
@@ -195,7 +239,122 @@ def test_missing_credentials_are_named(fresh_s3: pytest.MonkeyPatch) -> None:
 
 
 def test_a_server_that_is_not_there_is_named(fresh_s3: pytest.MonkeyPatch) -> None:
-    fresh_s3.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
-    fresh_s3.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(InputError, match=r"cannot be reached.*check the address"):
+    fresh_s3.setenv("AWS_ENDPOINT_URL", "http://me:password@127.0.0.1:9")  # nobody listens there
+    fresh_s3.setattr(roots, "S3_TRIES", 2)
+    with pytest.raises(InputError, match=r"cannot be reached.*check the address") as caught:
         open_root(f"s3://results/{uuid4().hex}")
+    assert "password" not in str(caught.value)
+
+
+def test_what_fsspec_is_set_to_goes_before_our_settings(fresh_s3: pytest.MonkeyPatch) -> None:
+    ours = filesystem("s3://results/x")[0].config_kwargs
+    assert (ours["read_timeout"], ours["retries"]["total_max_attempts"]) == (roots.S3_TIMEOUT, 1)
+    fresh_s3.setitem(fsspec.config.conf, "s3", {"config_kwargs": {"read_timeout": 2}})
+    set_by_user = filesystem("s3://results/x")[0].config_kwargs
+    assert set_by_user == {**ours, "read_timeout": 2}
+
+
+@pytest.mark.parametrize("scheme", ["s3", "s3a"])
+def test_credentials_in_an_address_are_refused_and_not_repeated(scheme: str) -> None:
+    with pytest.raises(InputError, match="credentials do not belong into an address") as caught:
+        open_root(f"{scheme}://AKEY:password@bucket/x")
+    assert "password" not in str(caught.value)
+
+
+READ_ONLY = {
+    "Version": "2012-10-17",
+    "Statement": {
+        "Effect": "Deny",
+        "Principal": "*",
+        "Action": ["s3:PutObject", "s3:DeleteObject"],
+        "Resource": "arn:aws:s3:::sealed/*",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def readonly(rgw: S3Server) -> str:
+    """A bucket with a finished unit, in which nothing may be written any more."""
+    rgw.make_bucket("sealed")
+    with rgw.used():
+        root = open_root("s3://sealed/root")
+        complete(root, unit("a"), lambda a: a.write_bytes("a", b"1"))
+        root.fs.call_s3("put_bucket_policy", Bucket="sealed", Policy=json.dumps(READ_ONLY))
+    return "s3://sealed/root"
+
+
+def test_a_read_only_bucket_can_be_read_and_says_so_when_written(
+    rgw_bucket: str, readonly: str
+) -> None:
+    root = open_root(readonly)
+    says = f"{readonly}: the server lets these credentials read but not write here"
+    for write in (root.write_new, root.write_bytes, root.create_bytes):
+        with pytest.raises(InputError, match=says):
+            write("a", b"1")
+    with pytest.raises(InputError, match=says):
+        complete(root, unit("b"), lambda a: a.write_bytes("b", b"1"))
+    assert published(root, "patches") == {unit("a").key}
+    verify(root, complete(root, unit("a"), lambda a: None))
+
+
+def of_another_user(rgw: S3Server, user: str) -> S3Server:
+    """The server, reached as a new user with a bucket of the same name."""
+    key, secret = f"{user}-key", f"{user}-hidden"
+    rgw.admin(
+        *("user", "create", f"--uid={user}", f"--display-name={user}"),
+        *(f"--access-key={key}", f"--secret-key={secret}"),
+    )
+    reached = rgw.with_changes(AWS_ACCESS_KEY_ID=key, AWS_SECRET_ACCESS_KEY=secret)
+    reached.make_bucket(user)
+    return reached
+
+
+def test_a_key_withdrawn_in_the_middle_is_said_and_the_next_run_goes_on(rgw: S3Server) -> None:
+    reached = of_another_user(rgw, "leaver")
+
+    def withdraw(attempt: Attempt) -> None:
+        attempt.write_bytes("a", b"1")
+        rgw.admin("key", "rm", "--uid=leaver", "--key-type=s3", "--access-key=leaver-key")
+        attempt.write_bytes("b", b"2")
+
+    with reached.used():
+        root = open_root("s3://leaver/root")
+        first = complete(root, unit("a"), lambda a: a.write_bytes("a", b"1"))
+        with pytest.raises(InputError) as caught:
+            complete(root, unit("b"), withdraw)
+        assert "the server does not accept these credentials" in str(caught.value)
+        assert "what is finished is kept" in str(caught.value)
+        assert "leaver-hidden" not in str(caught.value)
+        with pytest.raises(InputError, match="the server"):
+            root.exists("manifests")  # a HEAD, to which S3 says no more than 403
+    renewed = ("--access-key=leaver-2", "--secret-key=leaver-hidden-2")
+    rgw.admin("key", "create", "--uid=leaver", "--key-type=s3", *renewed)
+    again = reached.with_changes(
+        AWS_ACCESS_KEY_ID="leaver-2", AWS_SECRET_ACCESS_KEY="leaver-hidden-2"
+    )
+    with again.used():
+        root = open_root("s3://leaver/root")
+        assert published(root, "patches") == {unit("a").key}
+        assert complete(root, unit("a"), lambda a: None) == first
+        verify(root, complete(root, unit("b"), lambda a: a.write_bytes("b", b"2")))
+
+
+def test_a_full_bucket_is_said_and_the_next_run_goes_on(rgw: S3Server) -> None:
+    reached = of_another_user(rgw, "hoarder")
+    quota = ("quota", "set", "--quota-scope=user", "--uid=hoarder", "--max-size=200000")
+    rgw.admin(*quota)
+    rgw.admin("quota", "enable", "--quota-scope=user", "--uid=hoarder")
+    with reached.used():
+        root = open_root("s3://hoarder/root")
+        with pytest.raises(InputError, match="no space is left to write to; free some"):
+            root.write_new("large", bytes(300_000))
+        rgw.admin("quota", "disable", "--quota-scope=user", "--uid=hoarder")
+        root.write_new("large", bytes(300_000))
+
+
+def test_wrong_credentials_are_named(rgw: S3Server) -> None:
+    for change in ({"AWS_ACCESS_KEY_ID": "stranger"}, {"AWS_SECRET_ACCESS_KEY": "wrong-hidden"}):
+        with rgw.with_changes(**change).used():
+            with pytest.raises(InputError, match="does not accept these credentials") as caught:
+                open_root(f"s3://results/{uuid4().hex}")
+            assert not re.search("hidden|tests-secret", str(caught.value))

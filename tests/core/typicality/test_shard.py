@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from diffmining_core.errors import ImageError
 from diffmining_core.images.pixels import load_pixels
 from diffmining_core.images.shards import ShardImage
 from diffmining_core.models.pipelines import Pipeline
@@ -14,7 +17,7 @@ from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.models.tiny.train_base import build
 from diffmining_core.typicality.draws import draw, sample_posterior
 from diffmining_core.typicality.estimator import typicality
-from diffmining_core.typicality.shard import TypicalityOptions, shard_typicality
+from diffmining_core.typicality.shard import Map, TypicalityOptions, shard_typicality
 
 OPTIONS = TypicalityOptions(PromptTemplate(), size=64, draws=2, t_range=(0.1, 0.7), seed=42)
 # Losses are about 1, and float32 predictions differ by some 1e-6 with the batch's size.
@@ -35,15 +38,26 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[ShardImage]:
     for i, (width, height) in enumerate([(64, 64), (100, 64), (64, 64), (70, 140), (64, 64)]):
         path = folder / f"{i}.png"
         Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(path)
-        found.append(ShardImage(f"{i:032x}", str(path), ["here", "there"][i % 2], width, height))
+        image_id = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+        label = ["here", "there"][i % 2]
+        found.append(ShardImage(image_id, str(path), label, width, height, declared=False))
     return found
+
+
+def measured(
+    pipeline: Pipeline, images: list[ShardImage], options: TypicalityOptions, batch_size: int
+) -> list[tuple[Map, Map]]:
+    """The maps of images that are all good."""
+    maps, set_aside = shard_typicality(pipeline, images, options, batch_size)
+    assert set_aside == {}
+    return [maps[place] for place in range(len(images))]
 
 
 def test_maps_have_the_shape_of_the_latents_and_the_order_of_the_images(
     pipeline: Pipeline, images: list[ShardImage]
 ) -> None:
     before = pipeline.unet_forwards
-    maps = shard_typicality(pipeline, images, OPTIONS, batch_size=2)
+    maps = measured(pipeline, images, OPTIONS, 2)
     assert pipeline.unet_forwards - before == 2 * OPTIONS.draws * len(images)
     shapes = [mean.shape for mean, _ in maps]
     assert shapes == [(8, 8), (8, 12), (8, 8), (16, 8), (8, 8)]
@@ -53,10 +67,10 @@ def test_maps_have_the_shape_of_the_latents_and_the_order_of_the_images(
 def test_maps_do_not_depend_on_batches_and_order(
     pipeline: Pipeline, images: list[ShardImage]
 ) -> None:
-    expected = shard_typicality(pipeline, images, OPTIONS, batch_size=1)
+    expected = measured(pipeline, images, OPTIONS, 1)
     assert np.abs(expected[0][0]).max() > 1000 * ERROR
     for order, batch_size in [([0, 1, 2, 3, 4], 8), ([3, 4, 2, 0, 1], 2)]:
-        maps = shard_typicality(pipeline, [images[i] for i in order], OPTIONS, batch_size)
+        maps = measured(pipeline, [images[i] for i in order], OPTIONS, batch_size)
         for i, (mean, m2) in zip(order, maps, strict=True):
             np.testing.assert_allclose(mean, expected[i][0], atol=ERROR, rtol=0)
             np.testing.assert_allclose(m2, expected[i][1], atol=ERROR, rtol=1e-3)
@@ -75,7 +89,7 @@ def test_a_map_is_the_estimator_on_the_images_own_posterior_sample(
         pipeline.embed_prompts([""]),
         draw(42, (4, 8, 12), 2, (0.1, 0.7)),
     )
-    (found,) = shard_typicality(pipeline, [image], OPTIONS, batch_size=1)
+    (found,) = measured(pipeline, [image], OPTIONS, 1)
     np.testing.assert_allclose(found[0], expected[0].numpy(), atol=ERROR, rtol=0)
 
 
@@ -87,6 +101,47 @@ def test_seed_timesteps_and_prompts_change_a_map(
     pipeline: Pipeline, images: list[ShardImage], changed: dict[str, object]
 ) -> None:
     options = replace(OPTIONS, draws=1)
-    (one,) = shard_typicality(pipeline, images[:1], options, 1)
-    (other,) = shard_typicality(pipeline, images[:1], replace(options, **changed), 1)  # type: ignore[arg-type] # mypy cannot follow the keywords
+    (one,) = measured(pipeline, images[:1], options, 1)
+    (other,) = measured(pipeline, images[:1], replace(options, **changed), 1)  # type: ignore[arg-type] # mypy cannot follow the keywords
     assert np.abs(one[0] - other[0]).max() > 1000 * ERROR
+
+
+@pytest.fixture
+def spoilt(images: list[ShardImage], tmp_path: Path) -> list[ShardImage]:
+    """As the images, but the first is gone, the second is cut short, the third is another image
+    and the last has not the size that is declared."""
+    cut = tmp_path / "cut.png"
+    cut.write_bytes(Path(images[1].uri).read_bytes()[:-100])
+    return [
+        replace(images[0], uri=str(tmp_path / "gone.png")),
+        replace(images[1], uri=str(cut), image_id=_id_of(cut)),
+        replace(images[2], uri=images[4].uri),
+        images[3],
+        replace(images[4], width=128),
+    ]
+
+
+def _id_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:32]
+
+
+def test_declared_images_that_prove_unusable_are_set_aside_and_the_others_measured(
+    pipeline: Pipeline, images: list[ShardImage], spoilt: list[ShardImage]
+) -> None:
+    declared = [replace(image, declared=True) for image in spoilt]
+    maps, set_aside = shard_typicality(pipeline, declared, OPTIONS, 8)
+    assert sorted(maps) == [3]
+    (expected,) = measured(pipeline, images[3:4], OPTIONS, 8)
+    np.testing.assert_array_equal(maps[3][0], expected[0])
+    assert sorted(set_aside) == [0, 1, 2, 4]
+    for place, words in {0: "gone", 1: "truncated", 2: "has changed", 4: "is not 128 × 64"}.items():
+        assert words in set_aside[place].lower()
+        assert spoilt[place].uri in set_aside[place]
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 4])
+def test_an_image_that_was_good_when_indexed_is_missed(
+    pipeline: Pipeline, spoilt: list[ShardImage], place: int
+) -> None:
+    with pytest.raises(ImageError, match=spoilt[place].uri):
+        shard_typicality(pipeline, [spoilt[place], spoilt[3]], OPTIONS, 8)

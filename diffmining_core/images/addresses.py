@@ -1,0 +1,281 @@
+"""Where an image's bytes are, as one string, and how they are read.
+
+An address (`uri`) is one of
+
+- a file: an absolute local path or an fsspec URL;
+- a member of a tar: `<tar>#bytes=START-END/NAME`, its data being the bytes START to END (exclusive)
+  of the tar;
+- a row of a Parquet file: `<parquet>#row=N&column=C/NAME`; column C is binary, or a struct with a
+  binary field `bytes`.
+
+The last part of every address is the image's own name.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import threading
+import time
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from itertools import accumulate
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import quote, unquote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.memory import MemoryFileSystem
+
+from diffmining_core.errors import ImageError
+from diffmining_core.store.roots import explained, filesystem
+
+TRUST_SECONDS = 10.0
+"""Time after which a Parquet file that is being read is looked at again, for it may be replaced."""
+
+MAX_ROW_GROUP_BYTES = 256 * 2**20
+"""Memory for row groups; the latest is held whatever its size."""
+
+_MEMBER = re.compile(r"(?P<file>.+\.tar)#bytes=(?P<start>\d+)-(?P<end>\d+)/[^/]*", re.DOTALL)
+_ROW = re.compile(r"(?P<file>.+\.parquet)#row=(?P<row>\d+)&column=(?P<column>[^/]*)/[^/]*", re.S)
+_ODD = re.compile(r"[^\w .,()+=@-]")
+
+
+@dataclass(frozen=True)
+class Member:
+    """Bytes `start` to `end` (exclusive) of a tar."""
+
+    file: str
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of an image column of a Parquet file."""
+
+    file: str
+    row: int
+    column: str
+
+
+def member_uri(file: str, start: int, end: int, name: str) -> str:
+    """The address of a tar's member; `name` is its path in the tar."""
+    return f"{file}#bytes={start}-{end}/{_own_name(name)}"
+
+
+def row_uri(file: str, row: int, column: str, name: str) -> str:
+    """The address of a row of a Parquet file; `name` is what the image was called."""
+    return f"{file}#row={row}&column={quote(column, safe='')}/{_own_name(name)}"
+
+
+def archive_place(uri: str) -> Member | Row | None:
+    """The place in a tar or Parquet file that an address stands for; None if it is a file's."""
+    if match := _MEMBER.fullmatch(uri):
+        return Member(match["file"], int(match["start"]), int(match["end"]))
+    if match := _ROW.fullmatch(uri):
+        return Row(match["file"], int(match["row"]), unquote(match["column"]))
+    return None
+
+
+def read_bytes(uri: str) -> bytes:
+    """The bytes at an address; safe to call from many threads.
+
+    Raises what `explained` does, FileNotFoundError, and ImageError if the tar or Parquet file is
+    there without these bytes. Rows of a Parquet file are best read in order: its row groups are
+    kept in memory for a while.
+    """
+    place = archive_place(uri)
+    with explained(uri):
+        if isinstance(place, Member):
+            return _member_bytes(place)
+        if isinstance(place, Row):
+            return _row_bytes(place)
+        fs, path = filesystem(uri)
+        return bytes(fs.cat_file(path))
+
+
+def fingerprint(info: Mapping[str, Any]) -> str:
+    """What changes when a file does, without spaces, from what a listing says of it.
+
+    Its size and the best of: ETag, checksum, time.
+    """
+    for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "created"):
+        mark = info.get(name)
+        if isinstance(mark, datetime):  # some file systems give it so in one call, not in another
+            mark = mark.timestamp()
+        if mark is not None:
+            return f"{info['size']}-{str(mark).strip(chr(34))}".replace(" ", "_")
+    return str(info["size"])
+
+
+def current_fingerprint(file: str) -> str:
+    """The fingerprint of the file at a path or URL as it is now; FileNotFoundError if it is gone.
+
+    A Parquet file's rows are from now on read from no older version.
+    """
+    fs, path = filesystem(file)
+    with explained(file):
+        version = fingerprint(fs.info(path))
+    _versions[file] = version, time.monotonic()
+    return version
+
+
+def _own_name(name: str) -> str:
+    return _ODD.sub("_", PurePosixPath(name).name)[-100:] or "image"
+
+
+def _member_bytes(place: Member) -> bytes:
+    if place.start == place.end:
+        return b""  # S3 has no empty ranges
+    fs, path = filesystem(place.file)
+    shorter = ImageError(f"{place.file} is shorter than when it was listed")
+    try:
+        data = bytes(fs.cat_file(path, start=place.start, end=place.end))
+    except FileNotFoundError:
+        raise
+    except OSError as error:  # S3's answer where the file ends before `start`
+        if fs.size(path) < place.end:
+            raise shorter from error
+        raise
+    if len(data) != place.end - place.start:
+        raise shorter
+    return data
+
+
+# By Parquet file: its fingerprint and when it was asked for.
+_versions: dict[str, tuple[str, float]] = {}
+
+
+def _recent_fingerprint(file: str) -> str:
+    version, asked = _versions.get(file, ("", 0.0))
+    if version and time.monotonic() - asked < TRUST_SECONDS:
+        return version
+    return current_fingerprint(file)
+
+
+@contextmanager
+def opened(file: str, ahead: int = 0) -> Iterator[Any]:
+    """The file at a path or URL, to read from; `ahead`: bytes fetched at once from a server.
+
+    With none, it is fetched in the pieces that are asked for.
+    """
+    fs, path = filesystem(file)
+    if isinstance(fs, MemoryFileSystem):  # one file object, with one position, for all threads
+        yield io.BytesIO(fs.cat_file(path))
+        return
+    how = {"cache_type": "readahead", "block_size": ahead} if ahead else {"cache_type": "none"}
+    with fs.open(path, "rb", **how) as handle:
+        yield handle
+
+
+@contextmanager
+def opened_parquet(file: str, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    """The Parquet file at a path or URL; ImageError, here and while reading, if it is damaged."""
+    with opened(file) as handle:
+        try:
+            with pq.ParquetFile(handle, metadata=metadata, pre_buffer=True) as parquet:
+                yield parquet
+        except (pa.ArrowException, OSError) as error:
+            # Arrow has no class of its own for much of what is wrong with a file; faults of the
+            # storage have a subclass or a number.
+            if isinstance(error, OSError) and (type(error) is not OSError or error.errno):
+                raise
+            reason = " ".join(str(error).split())
+            raise ImageError(f"{file} is no readable Parquet file ({reason})") from error
+
+
+def parquet_batches(
+    parquet: pq.ParquetFile, rows: int, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """The file's rows in order; of its bytes no more than one row group's are in memory."""
+    for group in range(parquet.num_row_groups):
+        yield from parquet.iter_batches(rows, [group], columns)
+
+
+@lru_cache(maxsize=64)
+def _metadata(file: str, version: str) -> tuple[pq.FileMetaData, list[int]]:
+    """A Parquet file's footer, and the number of the row after each row group."""
+    with opened_parquet(file) as parquet:
+        metadata = parquet.metadata
+    rows = (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+    return metadata, list(accumulate(rows))
+
+
+def _row_bytes(place: Row) -> bytes:
+    version = _recent_fingerprint(place.file)
+    metadata, ends = _metadata(place.file, version)
+    group = bisect_right(ends, place.row)
+    if group == len(ends):
+        raise ImageError(f"{place.file} has no row {place.row}")
+    values = _row_groups.get(
+        (place.file, version, place.column, group),
+        lambda: _read_row_group(place, metadata, group),
+    )
+    value = values[place.row - ends[group] + len(values)].as_py()
+    data = value.get("bytes") if isinstance(value, dict) else value
+    if not isinstance(data, bytes):
+        raise ImageError(f"row {place.row} of {place.file} holds no image")
+    return data
+
+
+def _read_row_group(place: Row, metadata: pq.FileMetaData, group: int) -> pa.ChunkedArray:
+    with opened_parquet(place.file, metadata) as parquet:
+        if place.column not in parquet.schema_arrow.names:
+            raise ImageError(f"{place.file} has no column {json.dumps(place.column)}")
+        return parquet.read_row_group(group, columns=[place.column]).column(0)
+
+
+class RowGroups:
+    """The row groups used last, each read once, however many threads ask for it at a time."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._held: OrderedDict[object, Future[pa.ChunkedArray]] = OrderedDict()
+
+    def get(self, key: object, read: Callable[[], pa.ChunkedArray]) -> pa.ChunkedArray:
+        """The values under `key`, read by this thread or by the one that asked first."""
+        with self._lock:
+            future = self._held.get(key)
+            is_first = future is None
+            if future is None:
+                future = self._held[key] = Future()
+            self._held.move_to_end(key)
+        if is_first:
+            self._fill(key, future, read)
+        return future.result()
+
+    def _fill(
+        self, key: object, future: Future[pa.ChunkedArray], read: Callable[[], pa.ChunkedArray]
+    ) -> None:
+        try:
+            future.set_result(read())
+        except BaseException as error:
+            with self._lock:
+                del self._held[key]
+            future.set_exception(error)
+            return
+        with self._lock:
+            self._drop_oldest(key)
+
+    def _drop_oldest(self, latest: object) -> None:
+        done = {key: future.result().nbytes for key, future in self._held.items() if future.done()}
+        over = sum(done.values()) - self.max_bytes
+        for key, size in done.items():  # oldest first
+            if over <= 0:
+                return
+            if key != latest:
+                del self._held[key]
+                over -= size
+
+
+_row_groups = RowGroups(MAX_ROW_GROUP_BYTES)

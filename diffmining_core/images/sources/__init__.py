@@ -1,0 +1,167 @@
+"""Datasets where they are: what kind a place holds, and its images as listed.
+
+In: a local path or fsspec URL of a folder with one sub-folder per label, a manifest (CSV, TSV,
+Parquet), WebDataset tars, or Parquet files with the images in them; a pattern stands for several.
+Out: a plan of dataset shards. Nothing is copied, and no listing is held in memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Protocol
+
+from fsspec.core import has_magic
+from fsspec.implementations.local import LocalFileSystem
+
+from diffmining_core.errors import InputError
+from diffmining_core.images.addresses import fingerprint
+from diffmining_core.images.planning import Part
+from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
+from diffmining_core.images.sources.folders import FolderSource
+from diffmining_core.images.sources.manifests import ManifestSource
+from diffmining_core.images.sources.tables import TableSource, image_column_of
+from diffmining_core.images.sources.tars import TarSource
+from diffmining_core.store.roots import explained, filesystem
+
+PART_SUFFIXES = (".csv", ".tsv", ".parquet", ".tar")
+
+WANTED = (
+    "give a folder with one sub-folder of images per label, a manifest (.csv, .tsv, .parquet), "
+    "WebDataset tars (.tar) or Parquet files with the images in them"
+)
+
+
+class Source(Protocol):
+    """A dataset where it is."""
+
+    url: str
+    """Its address in the one form that does not depend on how it was typed."""
+
+    @property
+    def digest(self) -> str:
+        """Sha256 hex of the listing: while it is the same, nothing has changed.
+
+        For tars, manifests and Parquet files no file is opened; a folder is listed whole.
+        """
+
+    def images(self) -> Iterator[FoundImage]:
+        """Every image as it is listed, in the listing's order."""
+
+    def plan(self, known: Sequence[KnownShard], shard_rows: int) -> IndexPlan:
+        """Which known shards still hold, and new shards of at most `shard_rows` rows."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a dataset is: its file system, its path there, and its address."""
+
+    fs: Any
+    path: str
+    url: str
+
+    def url_of(self, path: str) -> str:
+        """The address of a path of the same file system."""
+        return path if isinstance(self.fs, LocalFileSystem) else str(self.fs.unstrip_protocol(path))
+
+
+def canonical_url(url: str) -> str:
+    """The one form of a dataset's address: an absolute local path, or a URL without a last slash.
+
+    InputError if no file system is known for it.
+    """
+    return _place(url).url
+
+
+def open_source(url: str) -> Source:
+    """The dataset at a local path, an fsspec URL or a pattern of them.
+
+    Its kind is told by what is there. InputError if nothing is, or nothing that is a dataset.
+    """
+    place = _place(url)
+    with explained(place.url):
+        if has_magic(place.path) and not place.fs.exists(place.path):
+            return _source_of_pattern(place)
+        try:
+            info = place.fs.info(place.path)
+        except FileNotFoundError as error:
+            raise InputError(f"dataset {place.url}: there is no such folder or file") from error
+        if info["type"] == "directory":
+            return _source_in_folder(place)
+        return _source_of_files(place, [info])
+
+
+def check_source(url: str) -> None:
+    """InputError unless there is a dataset with a labelled image; the first is enough."""
+    source = open_source(url)
+    faults: Counter[str] = Counter()
+    for image in source.images():
+        if image.fault is None:
+            return
+        faults[image.fault] += 1
+    reasons = "; ".join(f"{count} × {fault}" for fault, count in faults.most_common(3))
+    raise InputError(
+        f"dataset {source.url}: it has no image with a label ({reasons or 'no rows'}); {WANTED}"
+    )
+
+
+def _place(url: str) -> _Place:
+    try:
+        fs, path = filesystem(url)
+    except (ValueError, ImportError) as error:
+        raise InputError(
+            f"dataset {url!r} is not understood ({error}): give a local folder or an address such "
+            "as s3://bucket/folder"
+        ) from error
+    if isinstance(fs, LocalFileSystem):
+        path = os.path.normpath(path)
+        return _Place(fs, path, path)
+    return _Place(fs, path, fs.unstrip_protocol(path))
+
+
+def _source_of_pattern(place: _Place) -> Source:
+    found = place.fs.glob(place.path, detail=True)
+    infos = [found[path] for path in sorted(found)]
+    folders = [info["name"] for info in infos if info["type"] == "directory"]
+    if folders:
+        return FolderSource(place.url, place.fs, folders)
+    if not infos:
+        raise InputError(f"dataset {place.url}: there is no such folder or file")
+    return _source_of_files(place, infos)
+
+
+def _source_in_folder(place: _Place) -> Source:
+    """A folder holds sub-folders of images, or the files of a dataset themselves."""
+    infos = [info for info in place.fs.ls(place.path, detail=True) if not _is_hidden(info)]
+    images = FolderSource(place.url, place.fs, [place.path])
+    parts = [info for info in infos if _suffix(info) in (".tar", ".parquet")]
+    has_folders = any(info["type"] == "directory" for info in infos)
+    if not parts or (has_folders and images.has_images()):
+        return images
+    return _source_of_files(place, parts)
+
+
+def _source_of_files(place: _Place, infos: Sequence[dict[str, Any]]) -> Source:
+    suffixes = {_suffix(info) for info in infos}
+    if len(suffixes) > 1 or not suffixes <= set(PART_SUFFIXES):
+        names = ", ".join(sorted(suffix or "none" for suffix in suffixes))
+        raise InputError(f"dataset {place.url}: files ending in {names} are no dataset; {WANTED}")
+    parts = [Part(place.url_of(info["name"]), fingerprint(info)) for info in infos]
+    parts.sort(key=lambda part: part.url)
+    (suffix,) = suffixes
+    if suffix == ".tar":
+        return TarSource(place.url, parts)
+    if suffix == ".parquet" and image_column_of(parts[0].url):
+        return TableSource(place.url, parts)
+    return ManifestSource(place.url, parts)
+
+
+def _suffix(info: dict[str, Any]) -> str:
+    return PurePosixPath(info["name"]).suffix if info["type"] == "file" else ""
+
+
+def _is_hidden(info: dict[str, Any]) -> bool:
+    return PurePosixPath(info["name"]).name.startswith(".")

@@ -1,0 +1,130 @@
+"""Parquet files with the images in them, as Hugging Face data sets have them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+
+from diffmining_core.errors import InputError
+from diffmining_core.images.addresses import opened_parquet, parquet_batches, row_uri
+from diffmining_core.images.planning import Part, parts_digest, plan_parts
+from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
+from diffmining_core.store.roots import explained
+
+LABEL_COLUMNS = ("label", "labels")
+
+BATCH = 10_000
+"""Rows that are listed at once; the images themselves are not read."""
+
+logger = logging.getLogger(__name__)
+
+
+class TableSource:
+    """Parquet files with an image column (binary, or a struct with `bytes`) and a label column.
+
+    A label is text, or a number that the `huggingface` metadata of the file names.
+    """
+
+    def __init__(self, url: str, parts: Sequence[Part]) -> None:
+        self.url = url
+        self.parts = parts
+
+    @property
+    def digest(self) -> str:
+        """Of the names, sizes and ETags or times of the files."""
+        return parts_digest("tables", self.parts)
+
+    def images(self) -> Iterator[FoundImage]:
+        """Every row, file by file."""
+        return (image for part in self.parts for image in _rows(part))
+
+    def plan(self, known: Sequence[KnownShard], shard_rows: int) -> IndexPlan:
+        """Only files that are new are opened."""
+        return plan_parts(self.parts, known, shard_rows, _rows)
+
+
+def image_column_of(file: str) -> str | None:
+    """The name of the column of a Parquet file that holds images, if any.
+
+    InputError if the file cannot be read, or several do.
+    """
+    with explained(file), opened_parquet(file) as parquet:
+        return _image_column(file, parquet.schema_arrow)
+
+
+def _image_column(file: str, schema: pa.Schema) -> str | None:
+    columns = [field.name for field in schema if _holds_bytes(field.type)]
+    if "image" in columns:
+        return "image"
+    if len(columns) > 1:
+        raise InputError(
+            f"{file}: its columns {', '.join(columns)} all hold bytes; call the one with the "
+            "images `image`"
+        )
+    return columns[0] if columns else None
+
+
+def _holds_bytes(kind: pa.DataType) -> bool:
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+
+def _rows(part: Part) -> Iterator[FoundImage]:
+    with explained(part.url), opened_parquet(part.url) as parquet:
+        schema = parquet.schema_arrow
+        column = _image_column(part.url, schema)
+        label_column = next((name for name in LABEL_COLUMNS if name in schema.names), None)
+        if column is None or label_column is None:
+            raise InputError(
+                f"{part.url}: expected a column with the images' bytes and one called `label`, "
+                f"found {', '.join(schema.names)}"
+            )
+        label_of = partial(label_text, names=class_names(schema, label_column))
+        has_path = pa.types.is_struct(schema.field(column).type) and (
+            schema.field(column).type.get_field_index("path") >= 0
+        )
+        wanted = [label_column, f"{column}.path"] if has_path else [label_column]
+        row = 0
+        for batch in parquet_batches(parquet, BATCH, wanted):
+            labels = batch.column(label_column).to_pylist()
+            paths = batch.column(column).to_pylist() if has_path else [None] * len(labels)
+            for label, path in zip(labels, paths, strict=True):
+                name = (path or {}).get("path") or f"{PurePosixPath(part.url).stem}-{row}"
+                uri = row_uri(part.url, row, column, name)
+                yield found_or_faulty(uri, label_of(label), part.fingerprint)
+                row += 1
+    if not row:
+        logger.warning("dataset: %s has no rows", part.url)
+
+
+def found_or_faulty(uri: str, label: str, mark: str) -> FoundImage:
+    """An image with this label; one with a fault if it has none."""
+    return FoundImage(uri, label, mark) if label else FoundImage.faulty(uri, "", "it has no label")
+
+
+def label_text(label: object, names: Sequence[str] | None = None) -> str:
+    """A label as text, "" for none; a number stands for the name at its place, if there are any."""
+    if label is None:
+        return ""
+    if names is not None and isinstance(label, int):
+        return names[label] if 0 <= label < len(names) else ""
+    if isinstance(label, bool | int | str):
+        return str(label).strip()
+    return ""
+
+
+def class_names(schema: pa.Schema, column: str) -> list[str] | None:
+    """The names of a column's label numbers, where the `huggingface` metadata has them."""
+    try:
+        info: Any = json.loads((schema.metadata or {})[b"huggingface"])
+        names = info["info"]["features"][column]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None

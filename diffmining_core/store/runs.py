@@ -1,0 +1,130 @@
+"""What runs say of themselves at a root: whose it is, what was planned, what failed.
+
+`run.json` claims the root for one dataset and model. `plans/<stage>.json` has the units that the
+last run wanted, and `failures/<stage>/<key>.json` why one was not made; results depend on neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from diffmining_core.errors import InputError
+from diffmining_core.store.ledger import published
+from diffmining_core.store.roots import Root
+from diffmining_core.store.units import canonical_json
+
+RUN_FILE = "run.json"
+RUN_FORMAT = 1
+
+
+def plan_stage(root: Root, stage: str, keys: Iterable[str]) -> None:
+    """Note which units of a stage this run wants, in place of what the last run wanted."""
+    wanted = set(keys)
+    if (last := planned(root, stage)) is None or last[0] != wanted:
+        plan = {"keys": sorted(wanted), "planned": _now()}
+        root.write_bytes(_plan_path(stage), canonical_json(plan))
+
+
+def planned(root: Root, stage: str) -> tuple[set[str], float] | None:
+    """The keys that the last run wanted of a stage, and since when (seconds since 1970).
+
+    None where no run has planned the stage, or what it wrote cannot be read.
+    """
+    try:
+        plan = json.loads(root.read_bytes(_plan_path(stage)))
+        return set(plan["keys"]), datetime.fromisoformat(plan["planned"]).timestamp()
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
+def note_failure(root: Root, stage: str, key: str, reason: str) -> None:
+    """Note why a unit could not be made; it counts while the unit has no manifest."""
+    record = {"reason": reason, "time": _now()}
+    root.write_bytes(f"failures/{stage}/{key}.json", canonical_json(record))
+
+
+def failures(root: Root, stage: str) -> dict[str, str]:
+    """Why units of a stage that are still not done failed last, by key."""
+    noted = {name.removesuffix(".json") for name in root.names(f"failures/{stage}")}
+    if not noted:
+        return {}
+    open_ones = sorted(key for key in noted - published(root, stage) if not key.startswith("."))
+    records = root.read_all([f"failures/{stage}/{key}.json" for key in open_ones])
+    return {key: _reason(record) for key, record in zip(open_ones, records, strict=True)}
+
+
+def _reason(record: bytes) -> str:
+    try:
+        return str(json.loads(record)["reason"])
+    except (ValueError, TypeError, KeyError):
+        return "the note of the reason cannot be read"
+
+
+def _plan_path(stage: str) -> str:
+    return f"plans/{stage}.json"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def open_run(root: Root, identity: Mapping[str, str]) -> None:
+    """Claim a fresh root for the run with this identity, or check that it is the same run's.
+
+    identity: a few names and values, such as the dataset's folder, that must not mix at one root.
+    InputError if the root holds another run's results, or files that are no run's.
+    """
+    stored = _read_run(root)
+    if stored is None:
+        _check_fresh(root)
+        root.create_bytes(RUN_FILE, canonical_json({"format": RUN_FORMAT, "identity": identity}))
+        stored = _read_run(root)
+    if stored is None or stored["format"] != RUN_FORMAT:
+        raise InputError(
+            f"{root.url_of(RUN_FILE)} is of a format that this version does not know; give another "
+            "root, or use the version that wrote it"
+        )
+    _check_same_run(root, stored["identity"], identity)
+
+
+def _read_run(root: Root) -> dict[str, Any] | None:
+    try:
+        data = root.read_bytes(RUN_FILE)
+    except FileNotFoundError:
+        return None
+    try:
+        content = json.loads(data)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not {"format", "identity"} <= content.keys():
+        return {"format": None, "identity": {}}
+    return content
+
+
+def _check_fresh(root: Root) -> None:
+    # A new file system has lost+found; desktops and our own unfinished writes leave dot files.
+    foreign = [n for n in root.names() if n != "lost+found" and not n.startswith(".")]
+    if foreign and RUN_FILE not in foreign:  # else another process has just claimed it
+        raise InputError(
+            f"{root.url} holds files that are no run's results ({_some(foreign)}); give an empty "
+            "or a new folder"
+        )
+
+
+def _check_same_run(root: Root, stored: Mapping[str, str], asked: Mapping[str, str]) -> None:
+    names = sorted(n for n in stored.keys() | asked.keys() if stored.get(n) != asked.get(n))
+    if names:
+        holds = " and ".join(f"{name} {stored.get(name, '(none)')}" for name in names)
+        asks = " and ".join(f"{name} {asked.get(name, '(none)')}" for name in names)
+        raise InputError(
+            f"root {root.url} holds the results of {holds}; this run asks for {asks}; give another "
+            "root"
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

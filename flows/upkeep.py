@@ -1,0 +1,216 @@
+"""The commands that look after a root: `status`, `verify`, `gc` and `storage check`."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from tqdm import tqdm
+
+from diffmining_core.errors import InputError
+from diffmining_core.store.clock import storage_time
+from diffmining_core.store.garbage import find_garbage, remove_garbage
+from diffmining_core.store.status import StageStatus, run_root, run_status
+from diffmining_core.store.storage_check import check_storage
+from diffmining_core.store.verification import Damage, damaged_files, holdings
+
+storage = App(name="storage", help="Look at a place for results.")
+
+REASONS_SHOWN = 3
+SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+ROW = "{:<12}{:>8}{:>8}{:>9}{:>8}{:>11}{:>10}{:>13}"
+"""The status table, 79 columns wide."""
+
+
+def status(
+    root: str, *, as_json: Annotated[bool, Parameter("--json", negative="")] = False
+) -> None:
+    """Show what is done, missing, failed and set aside, and the time left.
+
+    Parameters
+    ----------
+    root
+        Folder or URL of the results.
+    as_json
+        Print the same as JSON.
+    """
+    opened, identity = run_root(root)
+    stages = run_status(opened, now := time.time())
+    if as_json:
+        print(json.dumps({"root": opened.url, **identity, "stages": [asdict(s) for s in stages]}))
+        return
+    print("\n".join(f"{name}: {value}" for name, value in {"root": opened.url, **identity}.items()))
+    print_status(stages, now)
+
+
+def print_status(stages: Iterable[StageStatus], now: float) -> None:
+    """The table of stages; below it what needs more words."""
+    words = ("stage", "planned", "done", "missing", "failed", "set aside", "rate", "time left")
+    print(f"\n{ROW.format(*words)}")
+    remarks = []
+    for stage in stages:
+        print(ROW.format(*_cells(stage)).rstrip())
+        remarks += _remarks(stage, now)
+    if remarks:
+        print()
+    for remark in remarks:
+        print(remark)
+
+
+def _cells(stage: StageStatus) -> list[str | int]:
+    left = stage.pace.seconds_left
+    return [
+        stage.stage,
+        "?" if stage.planned is None else stage.planned,
+        stage.done,
+        stage.missing,
+        len(stage.failed),
+        "" if stage.set_aside is None else stage.set_aside,
+        "" if stage.pace.per_hour is None else _rate(stage.pace.per_hour),
+        "" if left is None else tqdm.format_interval(left),
+    ]
+
+
+def _rate(per_hour: float) -> str:
+    rate, per = (per_hour / 60, "min") if per_hour >= 60 else (per_hour, "h")
+    return f"{rate:.{0 if rate >= 100 else 1}f}/{per}"
+
+
+def _remarks(stage: StageStatus, now: float) -> list[str]:
+    since = f"{_moment(stage.pace.since)}, {_age(now - stage.pace.since)} ago"
+    remarks = []
+    if stage.pace.state == "waiting":
+        remarks.append(f"{stage.stage}: no result yet since it was planned ({since}).")
+    elif stage.pace.state == "stopped":
+        remarks.append(
+            f"{stage.stage}: not running since {since}; run the same `diffmining mine` again to go "
+            "on."
+        )
+    for key, reason in list(stage.failed.items())[:REASONS_SHOWN]:
+        remarks.append(f"{stage.stage}/{key} failed: {reason}")
+    if (more := len(stage.failed) - REASONS_SHOWN) > 0:
+        remarks.append(f"{stage.stage}: {more} more failed; --json has all the reasons.")
+    return remarks
+
+
+def _moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def _age(seconds: float) -> str:
+    for unit, name in (("d", "days"), ("h", "hours"), ("m", "minutes")):
+        if seconds >= 2 * SECONDS[unit]:
+            return f"{seconds / SECONDS[unit]:.0f} {name}"
+    return f"{max(seconds, 0):.0f} seconds"
+
+
+def verify(root: str) -> None:
+    """Read all results again and name what does not match its checksum.
+
+    Parameters
+    ----------
+    root
+        Folder or URL of the results.
+    """
+    opened, _ = run_root(root)
+    held = holdings(opened)
+    damage = list(held.damage)
+    for found in damage:
+        _print_damage(found)
+    with tqdm(total=held.bytes, desc="verify", unit="B", unit_scale=True) as bar:
+        for found in damaged_files(opened, held.files, bar.update):
+            damage.append(found)
+            with bar.external_write_mode():
+                _print_damage(found)
+    print(
+        f"{held.units} units, {len(held.files)} files, {_size(held.bytes)} reread; "
+        f"{len(damage)} damaged."
+    )
+    if damage:
+        print(
+            "Run the same `diffmining mine` again: it makes damaged results anew where it meets "
+            "them; with `--mode verify` it finds and mends all."
+        )
+        sys.exit(1)
+
+
+def _print_damage(damage: Damage) -> None:
+    print(f"damaged {damage.stage}/{damage.key}: {damage.sentence}")
+
+
+def gc(root: str, *, older_than: str = "7d", delete: bool = False) -> None:
+    """List what is no longer any use: attempts that no result names, and records of mended units.
+
+    Nothing is removed without --delete.
+
+    Parameters
+    ----------
+    root
+        Folder or URL of the results.
+    older_than
+        Age from which it can go: a number with s, m, h, d or w. Give more than a running `mine`
+        needs to store one unit.
+    delete
+        Remove what is listed.
+    """
+    age = seconds_of(older_than)
+    opened, _ = run_root(root)
+    # Only by writing can the storage's own time be had.
+    now = storage_time(opened) if delete else time.time()
+    listed = []
+    for item in find_garbage(opened, before=now - age):
+        if delete and not remove_garbage(opened, item):
+            continue
+        listed.append((item.files, item.bytes))
+        print(
+            f"{'removed' if delete else 'can go'} {item.rel}: {item.kind}, {item.files} files, "
+            f"{_size(item.bytes)}, {_age(now - item.modified)} old"
+        )
+    files, size = sum(files for files, _ in listed), sum(size for _, size in listed)
+    print(
+        f"{len(listed)} leftovers older than {older_than} in {files} files, {_size(size)}"
+        + (" removed." if delete else "; --delete removes them." if listed else ".")
+    )
+
+
+def seconds_of(age: str) -> float:
+    """The seconds of an age such as 7d or 12h; InputError for anything else."""
+    if not (parts := re.fullmatch(r"(\d+)([smhdw])", age.strip())):
+        raise InputError(f"--older-than must be a number with s, m, h, d or w, but is {age!r}")
+    return float(int(parts[1]) * SECONDS[parts[2]])
+
+
+def _size(count: float) -> str:
+    return f"{tqdm.format_sizeof(count)}B"
+
+
+@storage.command
+def check(url: str) -> None:
+    """Try out what runs need of a place: a hidden folder is written there, and removed in the end.
+
+    Parameters
+    ----------
+    url
+        Folder or URL that results may go to.
+    """
+    findings = []
+    for finding in check_storage(url):
+        findings.append(finding)
+        print(f"{'ok' if finding.holds else 'NO':2}  {finding.name}: {finding.sentence}")
+    if failed := sum(not finding.holds for finding in findings):
+        print(f"{failed} of {len(findings)} do not hold at {url}.")
+        sys.exit(1)
+    print(f"All {len(findings)} hold: {url} can keep results.")
+
+
+def add_to(app: App) -> None:
+    """Add these commands to the command line."""
+    for command in (status, verify, gc, storage):
+        app.command(command)

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from written_images import image_table, parquet_of, photo, put, tar_of
+
+from diffmining_core.errors import InputError
+from diffmining_core.images.addresses import member_uri
+from diffmining_core.images.shards import FoundImage, KnownShard, good, index_shard
+from diffmining_core.images.sources import check_source, open_source
+
+
+def listed(url: str) -> list[FoundImage]:
+    return list(open_source(url).images())
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "parquet"])
+def test_every_kind_of_manifest_gives_its_rows(url: str, kind: str) -> None:
+    rows = {
+        "note": ["x", "y", "z"],
+        "label": ["köln", "01", "rome, old"],
+        "file_name": ["köln/1.png", "../up/2.png", "memory://far/3.png"],
+    }
+    if kind == "parquet":
+        data = parquet_of(pa.table(rows), rows_per_group=2)
+    else:
+        separator = {"csv": ",", "tsv": "\t"}[kind]
+        lines = [rows.keys(), *zip(*rows.values(), strict=True)]
+        data = "\n".join(separator.join(f'"{cell}"' for cell in line) for line in lines).encode()
+    put(url, f"in/manifest.{kind}", data)
+    assert listed(f"{url}/in/manifest.{kind}") == [
+        FoundImage(f"{open_source_url(url)}/in/köln/1.png", "köln", ""),
+        FoundImage(f"{open_source_url(url)}/up/2.png", "01", ""),
+        FoundImage("memory://far/3.png", "rome, old", ""),
+    ]
+
+
+def open_source_url(url: str) -> str:
+    """As the file system writes it."""
+    return url.replace("memory://", "memory:///")
+
+
+def test_images_are_found_where_the_manifest_says(url: str) -> None:
+    put(url, "images/a.png", photo(1))
+    tar = tar_of({"b.png": photo(2)})
+    put(url, "x.tar", tar)
+    member = member_uri("x.tar", 512, 512 + len(photo(2)), "b.png")
+    put(url, "m.csv", f"path,label\nimages/a.png,rome\n{member},oslo\ngone.png,rome\n".encode())
+    check_source(f"{url}/m.csv")
+    (shard,) = open_source(f"{url}/m.csv").plan([], 10).new
+    table = index_shard(shard.images)
+    assert {row["label"]: row["image_id"] for row in good(table).to_pylist()} == {
+        "rome": sha256(photo(1))[:32],
+        "oslo": sha256(photo(2))[:32],
+    }
+    assert table.column("declared").to_pylist() == [False] * 3
+    (reason,) = table.column("set_aside").drop_null().to_pylist()
+    assert reason.startswith("cannot be read")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_declared_image_is_not_opened(tmp_path: Path, kind: str) -> None:
+    columns = {
+        "uri": ["a.png", "b.png", "c.png"],
+        "label": ["rome"] * 3,
+        "sha256": [sha256(b"a"), sha256(b"b").upper(), sha256(b"c")],
+        "width": [40, 4000, 20],
+        "height": [50, 60, 20],
+    }
+    table = pa.table(columns)
+    if kind == "parquet":
+        (tmp_path / "m.parquet").write_bytes(parquet_of(table))
+    else:
+        lines = [columns.keys(), *zip(*columns.values(), strict=True)]
+        text = "\n".join(",".join(map(str, line)) for line in lines)
+        (tmp_path / "m.csv").write_text(text)
+    rows = index_shard(listed(str(tmp_path / f"m.{kind}"))).to_pylist()
+    assert [row["declared"] for row in rows] == [True] * 3
+    assert [row["image_id"] for row in rows] == [sha256(x)[:32] for x in (b"a", b"b", b"c")]
+    assert [row["fingerprint"] for row in rows] == [row["image_id"] for row in rows]
+    assert [(row["width"], row["height"]) for row in rows] == [(40, 50), (4000, 60), (20, 20)]
+    assert rows[0]["set_aside"] is None
+    assert "one side is over 8 times the other" in rows[1]["set_aside"]
+    assert "shorter side is 20 px" in rows[2]["set_aside"]
+
+
+def test_an_image_with_an_id_but_no_size_is_opened_and_checked(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(photo(1))
+    (tmp_path / "m.csv").write_text(
+        f"uri,label,image_id\na.png,rome,{sha256(photo(1))[:32]}\nb.png,rome,{'0' * 32}\n"
+    )
+    first, second = index_shard(listed(str(tmp_path / "m.csv"))).to_pylist()
+    assert first["set_aside"] is None
+    assert (first["width"], first["height"], first["declared"]) == (48, 40, False)
+    assert second["set_aside"] == f"its image id is not {'0' * 32}, as the manifest says"
+
+
+def test_sizes_without_an_id_are_not_believed(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(photo(1))
+    (tmp_path / "m.csv").write_text("uri,label,width,height\na.png,rome,7000,1\n")
+    (row,) = index_shard(listed(str(tmp_path / "m.csv"))).to_pylist()
+    assert (row["width"], row["height"], row["set_aside"]) == (48, 40, None)
+
+
+BAD_ROWS = {
+    ",rome,,,": "its row names no file",
+    "a.png,,,,": "it has no label",
+    "c.png, ,,,": "it has no label",
+    "a.png,rome,xyz,,": "its image id 'xyz' is not 32 or 64 hex digits",
+    "a.png,rome,,wide,5": "its width and height (wide, 5) are no numbers of pixels",
+    "a.png,rome,,-1,5": "its width and height (-1, 5) are no numbers of pixels",
+    "a.png,rome,,99999999999,5": "its width and height (99999999999, 5) are no numbers of pixels",
+    "a.png,rome": "its row has 2 fields, the first line 5: a.png,rome",
+}
+
+
+def test_rows_that_cannot_be_used_are_set_aside_with_their_reasons(tmp_path: Path) -> None:
+    text = "\n".join(["uri,label,image_id,width,height", "b.png,oslo,,,", *BAD_ROWS])
+    (tmp_path / "m.csv").write_text(text)
+    (tmp_path / "b.png").write_bytes(photo())
+    (shard,) = open_source(str(tmp_path / "m.csv")).plan([], 100).new
+    table = index_shard(shard.images)
+    assert good(table).column("label").to_pylist() == ["oslo"]
+    assert sorted(table.column("set_aside").drop_null().to_pylist()) == sorted(BAD_ROWS.values())
+    assert len(set(table.column("uri").to_pylist())) == 5  # three files, two rows without one
+
+
+def test_bad_values_in_parquet_are_set_aside(tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "uri": ["a.png", None, "c.png", "d.png"],
+            "label": ["rome", "rome", None, "rome"],
+            "width": [1.5, 40.0, None, float("nan")],
+            "height": [40.0, 40.0, None, None],
+        }
+    )
+    (tmp_path / "m.parquet").write_bytes(parquet_of(table))
+    faults = [image.fault for image in listed(str(tmp_path / "m.parquet"))]
+    assert faults == [
+        "its width and height (1.5, 40.0) are no numbers of pixels",
+        "its row names no file",
+        "it has no label",
+        "its width and height (nan, None) are no numbers of pixels",
+    ]
+
+
+def test_label_numbers_of_a_parquet_manifest_have_names(tmp_path: Path) -> None:
+    features = (
+        '{"info": {"features": {"label": {"names": ["oslo", "rome"], "_type": "ClassLabel"}}}}'
+    )
+    table = pa.table({"path": ["a.png", "b.png"], "label": [1, -1]})
+    table = table.replace_schema_metadata({"huggingface": features})
+    (tmp_path / "m.parquet").write_bytes(parquet_of(table))
+    assert [(i.label, i.fault) for i in listed(str(tmp_path / "m.parquet"))] == [
+        ("rome", None),
+        ("", "it has no label"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "says"),
+    [
+        ("m.csv", b"", "Empty CSV file"),
+        ("m.csv", b"name,label\na,b\n", r"expected the columns `uri`.* found name, label"),
+        ("m.csv", b"uri\na\n", r"expected the columns `uri`.* found uri"),
+        ("m.csv", b"uri,label\n\xff\xfe,b\n", "is no readable table"),
+        ("m.csv", b"uri,label\n", "it has no image with a label .no rows."),
+        ("m.csv", b"uri,label\na.png,\n", "no image with a label .1 × it has no label."),
+        ("m.parquet", b"PAR1", "is no readable Parquet file"),
+        ("m.parquet", b"", "is no readable Parquet file"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_refused(
+    url: str, name: str, data: bytes, says: str
+) -> None:
+    put(url, name, data)
+    with pytest.raises(InputError, match=says) as caught:
+        check_source(f"{url}/{name}")
+    assert name in str(caught.value)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_bytes(b"\xef\xbb\xbfuri,label\r\na.png,rome\r\n")
+    assert [image.label for image in listed(str(tmp_path / "m.csv"))] == ["rome"]
+
+
+def test_several_manifests_are_one_dataset(url: str) -> None:
+    for i in range(3):
+        put(url, f"parts/{i}.csv", f"uri,label\n{i}.png,rome\n".encode())
+    put(url, "parts/notes.txt", b"")
+    found = listed(f"{url}/parts/*.csv")
+    assert [image.uri[-5:] for image in found] == ["0.png", "1.png", "2.png"]
+
+
+def test_the_digest_changes_with_the_manifest_and_the_plan_with_its_rows(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("uri,label\na.png,rome\nb.png,rome\n")
+    source = open_source(str(manifest))
+    (shard,) = source.plan([], 10).new
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.png").write_bytes(photo())
+    table = index_shard(shard.images)
+    known = [KnownShard("k", shard.part, lambda: table)]
+    manifest.write_text("uri,label\nc.png,rome\nb.png,oslo\na.png,rome\n")
+    changed = open_source(str(manifest))
+    assert changed.digest != source.digest
+    plan = changed.plan(known, 10)
+    assert [image.uri[-5:] for image in next(plan.new).images] in (
+        ["b.png", "c.png"],
+        ["c.png", "b.png"],
+    )
+    uris = table.column("uri").to_pylist()
+    (kept,) = plan.keep
+    assert [uris[row][-5:] for row in kept.dropped] == ["b.png"]
+
+
+def test_images_in_a_parquet_file_are_told_from_a_manifest(tmp_path: Path) -> None:
+    (tmp_path / "m.parquet").write_bytes(parquet_of(image_table({"a.png": photo()}, ["rome"])))
+    (found,) = listed(str(tmp_path / "m.parquet"))
+    assert found.uri.endswith("m.parquet#row=0&column=image/a.png")

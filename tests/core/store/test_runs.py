@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from diffmining_core.errors import InputError
+from diffmining_core.store.ledger import Attempt, complete
+from diffmining_core.store.roots import Root
+from diffmining_core.store.runs import failures, note_failure, open_run, plan_stage, planned
+from diffmining_core.store.units import Unit
+
+THREADS = 12
+
+UNIT = Unit("patches", "1", ("maps",), {"size": 64})
+
+
+def produce(attempt: Attempt) -> None:
+    attempt.write_bytes("a", b"1")
+
+
+def test_the_last_plan_of_a_stage_counts(root: Root) -> None:
+    assert planned(root, "patches") is None
+    plan_stage(root, "patches", ["c"])
+    plan_stage(root, "patches", ["b", "a", "b"])
+    plan = planned(root, "patches")
+    assert plan is not None
+    assert plan[0] == {"a", "b"}
+    assert plan[1] > 1.7e9
+    assert planned(root, "typicality") is None
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"keys": 1, "planned": "x"}'])
+def test_a_plan_that_cannot_be_read_is_none(root: Root, body: bytes) -> None:
+    root.write_bytes("plans/patches.json", body)
+    assert planned(root, "patches") is None
+
+
+def test_a_failure_counts_until_its_unit_is_done(root: Root) -> None:
+    assert failures(root, "patches") == {}
+    note_failure(root, "patches", UNIT.key, "first")
+    note_failure(root, "patches", UNIT.key, "no map of “x”")
+    note_failure(root, "patches", "0" * 32, "bad")
+    assert failures(root, "patches") == {UNIT.key: "no map of “x”", "0" * 32: "bad"}
+    complete(root, UNIT, produce)
+    assert failures(root, "patches") == {"0" * 32: "bad"}
+
+
+def test_a_root_belongs_to_one_run(root: Root) -> None:
+    open_run(root, {"dataset": "s3://a/b", "model": "tiny"})
+    complete(root, UNIT, produce)
+    open_run(root, {"model": "tiny", "dataset": "s3://a/b"})
+    with pytest.raises(InputError) as caught:
+        open_run(root, {"dataset": "/other", "model": "tiny"})
+    assert str(caught.value) == (
+        f"root {root.url} holds the results of dataset s3://a/b; this run asks for dataset /other; "
+        "give another root"
+    )
+    with pytest.raises(InputError, match=r"model tiny; this run asks for model \(none\)"):
+        open_run(root, {"dataset": "s3://a/b"})
+
+
+def test_a_place_with_other_files_is_no_root(root: Root) -> None:
+    root.write_new("lost+found/1", b"")
+    root.write_new(".DS_Store", b"")
+    root.write_new("holiday.jpg", b"")
+    with pytest.raises(InputError, match=r"holds files that are no run's results \(holiday.jpg\)"):
+        open_run(root, {"dataset": "a"})
+    assert not root.exists("run.json")
+    root.fs.rm(root.path_of("holiday.jpg"))
+    open_run(root, {"dataset": "a"})
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b'{"name": "npm"}', b'{"format":99,"identity":{}}'])
+def test_a_strange_run_file_is_named(root: Root, body: bytes) -> None:
+    root.write_new("run.json", body)
+    with pytest.raises(
+        InputError, match=r"run.json is of a format that this version does not know"
+    ):
+        open_run(root, {})
+
+
+def test_of_twelve_runs_one_claims_the_root(root: Root) -> None:
+    start = threading.Barrier(THREADS)
+
+    def claim(thread: int) -> Any:
+        start.wait()
+        try:
+            open_run(root, {"dataset": f"d{thread % 4}"})
+        except InputError as error:
+            return str(error)
+        complete(root, Unit("patches", "1", (str(thread),), {}), produce)
+        return None
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        outcomes = list(pool.map(claim, range(THREADS)))
+    assert outcomes.count(None) == 3  # those that ask for the winner's dataset
+    assert all("holds the results of dataset d" in o for o in outcomes if o is not None)

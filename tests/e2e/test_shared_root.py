@@ -1,0 +1,52 @@
+"""Several processes that mine one root at once."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stored import attempts, results
+
+from flows.parameters import MineParameters
+
+FirstRun = tuple[Path, dict[str, Any], int]
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def start(parameters: MineParameters) -> subprocess.Popen[str]:
+    given = parameters.model_dump(exclude_unset=True)
+    options = [word for name, value in given.items()
+               for word in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows", "mine", *options],
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.usefixtures("prefect_api")
+@pytest.mark.parametrize("processes", [2, 6])
+def test_processes_that_mine_one_root_at_once_end_with_one_result_each(
+    processes: int, first_run: FirstRun, parameters: Callable[..., MineParameters], tmp_path: Path
+) -> None:
+    root = tmp_path / "shared"
+    running = [start(parameters(root)) for _ in range(processes)]
+    outputs = [process.communicate()[0] for process in running]
+    for process, output in zip(running, outputs, strict=True):
+        assert process.returncode == 0, output
+        assert "Traceback" not in output
+        assert "ERROR" not in output
+        assert f"Open {root}/index.html" in output
+    assert results(root) == results(first_run[0])
+    tries = attempts(root)
+    assert tries.keys() == results(root).keys()
+    summary = json.loads((root / "summary.json").read_text())
+    assert (summary["images"], summary["set_aside"]) == (16, 0)
