@@ -16,7 +16,7 @@ from prefect.client.schemas.objects import State
 
 from diffmining_core.images.shards import check_labels
 from diffmining_core.models.files import find_model, model_geometry
-from diffmining_core.store.ledger import CorruptFileError, Manifest, published, retract
+from diffmining_core.store.ledger import CorruptFileError, Manifest, is_intact, published, retract
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
 from diffmining_core.store.units import Unit
@@ -190,8 +190,12 @@ class RunLedger:
             if unit in self.repaired:
                 raise error
             self.repaired[unit] = str(error)
+            opened = open_root(root)
+            if is_intact(opened, error.stage, error.key):
+                get_run_logger().warning("%s was read wrongly once: %s", unit, error)
+                continue
             get_run_logger().warning("%s is made anew: %s", unit, error)
-            retract(open_root(root), error.stage, error.key)
+            retract(opened, error.stage, error.key)
 
     def add(self, done: Iterable[Done]) -> list[Done]:
         """Note finished units."""

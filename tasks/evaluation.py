@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -18,9 +17,10 @@ from diffmining_core.evaluation.planted import (
     hits,
     score_pixels,
 )
+from diffmining_core.images.addresses import read_bytes
 from diffmining_core.store.ledger import Attempt, finished, read_json
 from diffmining_core.store.maps import read_maps
-from diffmining_core.store.roots import Root, open_root
+from diffmining_core.store.roots import Root, filesystem, open_root
 from diffmining_core.store.units import Unit
 from tasks import typicality
 from tasks.index import Shard, good_images
@@ -35,7 +35,7 @@ RESULT = "truth.json"
 def truth_file(dataset: str) -> str | None:
     """The URL of the dataset's planted truth, if it has one."""
     url = f"{dataset.rstrip('/')}/truth.parquet"
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, path = filesystem(url)
     return url if fs.exists(path) else None
 
 
@@ -54,8 +54,7 @@ def evaluation_unit(results: Results, truth_digest: str, cell: int) -> Unit:
 @stage_task(STAGE)
 def evaluate(root: str, truth_url: str, results: Results, cell: int) -> Done:
     """Average precision of typicality, hits of patches and purity of clusters."""
-    with fsspec.open(truth_url, "rb") as file:
-        data = file.read()
+    data = read_bytes(truth_url)
 
     def produce(attempt: Attempt) -> None:
         opened = open_root(root)

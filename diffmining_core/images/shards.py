@@ -215,7 +215,8 @@ def _opened_row(found: FoundImage) -> Row:
     except ImageError as error:
         return row | {"set_aside": str(error)}
     except InputError as error:
-        if isinstance(error.__cause__, PermissionError):  # of this one file
+        # Of this one file on this machine; a server may refuse all, the credentials having expired.
+        if isinstance(error.__cause__, PermissionError) and error.__cause__.errno is not None:
             return row | {"set_aside": f"cannot be read: {error.__cause__}"}
         raise
     row["image_id"] = content_id(data)

@@ -43,8 +43,8 @@ class RootCheckpoints:
             for file in files:
                 self.root.write_file(f"{self.folder}/{name}/{file}", folder / file)
             self.root.write_bytes(self._marker(name), json.dumps(files).encode())
-        except FileNotFoundError:  # a local folder that another process, which is done, removed
-            return
+        except (FileNotFoundError, FileExistsError):
+            return  # another process, which is done, removed the local folder as we filled it
         for old in older:
             self._drop(old)
 

@@ -27,13 +27,11 @@ from uuid import uuid4
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from diffmining_core.store.roots import Root, checked_name, explained
+from diffmining_core.errors import InputError
+from diffmining_core.store.roots import BLOCK, Root, checked_name, explained
 from diffmining_core.store.units import JSON, Unit, canonical_json
 
 MANIFEST_FORMAT = 1
-
-BLOCK = 16 * 2**20
-"""Bytes held at a time while hashing large files."""
 
 PUBLISH_TRIES = 5
 
@@ -127,22 +125,12 @@ class Attempt:
             name = f"{prefix}/{inner}" if prefix else inner
             with path.open("rb") as file:
                 self._note(name, _record(_blocks(file)))
-            self._copy_in(path, f"{self.folder}/{name}")
+            self.root.write_file(f"{self.folder}/{name}", path)
 
     def _note(self, name: str, record: FileRecord) -> None:
         if checked_name(name) in self.files:
             raise ValueError(f"{self.unit}: {name} is written twice; a stored file never changes")
         self.files[name] = record
-
-    def _copy_in(self, path: Path, rel: str) -> None:
-        with explained(self.root.url):
-            if target := self.root.local(rel):
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(path, target)
-                with target.open("rb") as file:
-                    os.fsync(file.fileno())
-            else:
-                self.root.fs.put_file(str(path), self.root.path_of(rel))
 
 
 def complete(
@@ -199,6 +187,16 @@ def _publish(root: Root, manifest: Manifest) -> Manifest:
     raise OSError(f"{root.url}: {rel} could not be published in {PUBLISH_TRIES} tries")
 
 
+def is_intact(root: Root, stage: str, key: str) -> bool:
+    """Whether a unit, read once more, is as its manifest says; True also if it is not there."""
+    try:
+        if manifest := read_manifest(root, stage, key):
+            verify(root, manifest)
+    except CorruptFileError:
+        return False
+    return True
+
+
 def retract(root: Root, stage: str, key: str) -> None:
     """Take a published unit back, so that the next run makes it again; its data stay until gc.
 
@@ -211,6 +209,11 @@ def retract(root: Root, stage: str, key: str) -> None:
     except FileNotFoundError:
         return
     root.remove(rel)
+    if root.exists(rel):  # S3's answer about several files at once hides a refusal
+        raise InputError(
+            f"{root.url_of(rel)} must be removed, which the server does not do; allow these "
+            "credentials to delete, and start again"
+        )
 
 
 def stages(root: Root) -> list[str]:
@@ -285,7 +288,7 @@ def _verify(
     for name, expected in files.items():
         rel = f"{folder}/{name}"
         try:
-            came = _record(_stored_blocks(root, rel))
+            came = _record(root.blocks(rel))
         except FileNotFoundError as error:
             raise missing_file(root, unit, rel) from error
         _check(root, unit, rel, expected, came)
@@ -321,14 +324,6 @@ def _record(blocks: Iterator[bytes]) -> FileRecord:
 
 def _blocks(file: BinaryIO) -> Iterator[bytes]:
     return iter(lambda: file.read(BLOCK), b"")
-
-
-def _stored_blocks(root: Root, rel: str) -> Iterator[bytes]:
-    path = root.path_of(rel)
-    with explained(root.url):
-        size = root.fs.size(path)
-        for start in range(0, size, BLOCK):
-            yield root.fs.cat_file(path, start=start, end=min(start + BLOCK, size))
 
 
 def read_bytes(root: Root, manifest: Manifest, name: str) -> bytes:
@@ -425,7 +420,7 @@ def _download(root: Root, manifest: Manifest, names: Mapping[str, str], folder: 
 
 
 def _copied(root: Root, rel: str, file: BinaryIO) -> Iterator[bytes]:
-    for block in _stored_blocks(root, rel):
+    for block in root.blocks(rel):
         file.write(block)
         yield block
 

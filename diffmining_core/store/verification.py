@@ -21,11 +21,10 @@ from diffmining_core.store.ledger import (
     read_manifest,
     stages,
 )
-from diffmining_core.store.roots import Root, explained
+from diffmining_core.store.roots import Root
 
 READERS = 8
-BLOCK = 4 * 2**20
-"""Bytes that each reader holds at a time."""
+"""Files read at a time, a block of each in memory."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ def _fault(root: Root, file: StoredFile, advance: Callable[[int], None]) -> str 
     expected, left = file.expected, file.expected["bytes"]
     digest, length = hashlib.sha256(), 0
     try:
-        for block in _blocks(root, file.rel):
+        for block in root.blocks(file.rel):
             digest.update(block)
             length += len(block)
             advance(min(len(block), left))
@@ -156,11 +155,3 @@ def _fault(root: Root, file: StoredFile, advance: Callable[[int], None]) -> str 
         f"{root.url_of(file.rel)}: expected {expected['bytes']} bytes with sha256 "
         f"{expected['sha256']}, got {length} bytes with sha256 {digest.hexdigest()}"
     )
-
-
-def _blocks(root: Root, rel: str) -> Iterator[bytes]:
-    path = root.path_of(rel)
-    with explained(root.url):
-        size = root.fs.size(path)
-        for start in range(0, size, BLOCK):
-            yield root.fs.cat_file(path, start=start, end=min(start + BLOCK, size))

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from diffmining_core.errors import InputError
-from diffmining_core.store import ledger
+from diffmining_core.store import roots
 from diffmining_core.store.ledger import (
     Attempt,
     CorruptFileError,
@@ -350,7 +350,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_folder_comes_back_as_it_was(
     root: Root, model: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger, "BLOCK", 10**6)  # so that the weights take several blocks
+    monkeypatch.setattr(roots, "BLOCK", 10**6)  # so that the weights take several blocks
     manifest = complete(root, UNIT, store(model))
     assert set(manifest.files) == {
         "model/model_index.json",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffmining_core.store import verification
+from diffmining_core.store import roots
 from diffmining_core.store.ledger import Attempt, Manifest, complete, retract
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
@@ -35,7 +35,7 @@ def damaged(root: Root) -> list[Damage]:
 def test_all_files_of_all_stages_are_read_to_the_end(
     root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verification, "BLOCK", 100)
+    monkeypatch.setattr(roots, "BLOCK", 100)
     held = holdings(root)
     assert (held.units, len(held.files), held.bytes, held.damage) == (4, 8, 4 * 256, [])
     read: list[int] = []
