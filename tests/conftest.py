@@ -112,7 +112,7 @@ def dataset(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def parameters(dataset: Path) -> Callable[..., MineParameters]:
     """Parameters of a run of seconds: shards of 6, 6 and 4 images; keywords change some."""
 
-    def make(root: Path, **changes: Any) -> MineParameters:
+    def make(root: Path | str, **changes: Any) -> MineParameters:
         small = {
             "size": 64,
             "finetune_steps": 6,

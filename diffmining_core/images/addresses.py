@@ -117,6 +117,11 @@ def fingerprint(info: Mapping[str, Any]) -> str:
     return str(info["size"])
 
 
+def listed_bytes(mark: str) -> int:
+    """The size in bytes that a fingerprint tells."""
+    return int(mark.partition("-")[0])
+
+
 def current_fingerprint(file: str) -> str:
     """The fingerprint of the file at a path or URL as it is now; FileNotFoundError if it is gone.
 

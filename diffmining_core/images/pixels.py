@@ -70,7 +70,9 @@ def load_pixels(uri: str, size: int, image_id: str | None = None) -> npt.NDArray
     try:
         data = read_bytes(uri)
         if image_id is not None and content_id(data) != image_id:
-            raise ImageError("its bytes are not those of its image id")
+            data = read_bytes(uri)  # it may have been cut short on the way, once
+            if content_id(data) != image_id:
+                raise ImageError("its bytes are not those of its image id")
     except FileNotFoundError as error:
         raise ImageError(
             f"image {uri} is not there; put it back, or start again without it"

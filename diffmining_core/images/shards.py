@@ -20,7 +20,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diffmining_core.errors import ImageError, InputError
-from diffmining_core.images.addresses import archive_place, current_fingerprint, read_bytes
+from diffmining_core.images.addresses import (
+    archive_place,
+    current_fingerprint,
+    listed_bytes,
+    read_bytes,
+)
 from diffmining_core.images.pixels import content_id, decode_rgb, header_size
 
 ALGO = "2"
@@ -186,6 +191,16 @@ def _check_archives(found: Sequence[FoundImage]) -> None:
             raise InputError(f"{file} has changed or gone since it was listed; start again")
 
 
+def _check_length(found: FoundImage, came: int) -> None:
+    """OSError, which may pass, if another number of bytes came of a file than is listed."""
+    is_listed_file = found.fingerprint and not (found.image_id or archive_place(found.uri))
+    if is_listed_file and came != (listed := listed_bytes(found.fingerprint)):
+        raise OSError(
+            f"{found.uri}: {listed} bytes are listed, {came} came; it is being changed, or was cut "
+            "short on the way"
+        )
+
+
 def _settled_row(found: FoundImage) -> Row | None:
     """The row of an image that need not be opened; None if it must be."""
     if found.fault is not None:
@@ -219,6 +234,7 @@ def _opened_row(found: FoundImage) -> Row:
         if isinstance(error.__cause__, PermissionError) and error.__cause__.errno is not None:
             return row | {"set_aside": f"cannot be read: {error.__cause__}"}
         raise
+    _check_length(found, len(data))
     row["image_id"] = content_id(data)
     try:
         if found.image_id not in (None, row["image_id"]):

@@ -3,33 +3,17 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import started
 from stored import attempts, results
 
 from flows.parameters import MineParameters
 
 FirstRun = tuple[Path, dict[str, Any], int]
-
-REPOSITORY = Path(__file__).parents[2]
-
-
-def start(parameters: MineParameters) -> subprocess.Popen[str]:
-    given = parameters.model_dump(exclude_unset=True)
-    options = [word for name, value in given.items()
-               for word in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-m", "flows", "mine", *options],
-        cwd=REPOSITORY,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
 
 
 @pytest.mark.usefixtures("prefect_api")
@@ -38,7 +22,7 @@ def test_processes_that_mine_one_root_at_once_end_with_one_result_each(
     processes: int, first_run: FirstRun, parameters: Callable[..., MineParameters], tmp_path: Path
 ) -> None:
     root = tmp_path / "shared"
-    running = [start(parameters(root)) for _ in range(processes)]
+    running = [started(parameters(root)) for _ in range(processes)]
     outputs = [process.communicate()[0] for process in running]
     for process, output in zip(running, outputs, strict=True):
         assert process.returncode == 0, output
