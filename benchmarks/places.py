@@ -12,7 +12,6 @@ few shards of realistic size, written for real, for objects and bytes per shard.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import subprocess
@@ -20,15 +19,20 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from tqdm import tqdm
 
+from diffmining_core.patches.scoring import KINDS, PATCH_SCHEMA
+from diffmining_core.patches.selection import TopPatches
 from diffmining_core.store import roots
 from diffmining_core.store.ledger import Attempt, complete, published, read_manifest
 from diffmining_core.store.maps import RaggedMaps, write_maps
@@ -68,6 +72,7 @@ def main() -> None:
         finish_all(root, parameters)
         rows += plan(root, parameters)
         rows += weigh(root, arguments.weighed, arguments.rows)
+    rows += select(arguments.rows)
     place = url.partition("://")[0] if "://" in url else "local disk"
     print(f"\n{arguments.rows} rows, {os.cpu_count()} cores, {place}\n")
     print("| what | measured |\n|---|---|")
@@ -151,7 +156,7 @@ def source_digest(dataset: str) -> str:
 
 def plan(root: Root, parameters: MineParameters) -> list[tuple[str, str]]:
     """Seconds, listings and reads of a resume up to the point where it knows what is missing."""
-    counted: Counter[str] = Counter()
+    listed: Counter[str] = Counter()
 
     def missing() -> int:
         units = wanted(root, parameters)
@@ -160,45 +165,72 @@ def plan(root: Root, parameters: MineParameters) -> list[tuple[str, str]]:
             for stage, of_stage in units.items()
         )
 
-    list_folder, read_all = roots.Root.entries, roots.Root.read_all
+    list_folder = roots.Root.entries
 
-    def counted_entries(self: Root, rel: str = "") -> Any:
-        counted[f"listings of {rel}"] += 1
+    def listed_folder(self: Root, rel: str = "") -> Any:
+        listed[rel] += 1
         return list_folder(self, rel)
 
-    def counted_reads(self: Root, rels: Any) -> Any:
-        counted["reads"] += len(rels)
-        return read_all(self, rels)
-
-    roots.Root.entries, roots.Root.read_all = counted_entries, counted_reads  # type: ignore[method-assign] # only to count
+    roots.Root.entries = listed_folder  # type: ignore[method-assign] # only to count
     try:
-        seconds, left = timed(missing)
+        with counted_requests(root) as requests:
+            seconds, left = timed(missing)
     finally:
-        roots.Root.entries, roots.Root.read_all = list_folder, read_all  # type: ignore[method-assign]
+        roots.Root.entries = list_folder  # type: ignore[method-assign]
     assert left == 0
-    listings = {name: count for name, count in counted.items() if name.startswith("listings")}
     return [
         ("planning a resume, 4 stages, nothing missing", f"{seconds:.1f} s"),
-        ("its listings", json.dumps(listings).strip("{}").replace('"', "")),
-        ("files it reads", str(counted["reads"])),
+        ("its listings", ", ".join(f"{name} {count}" for name, count in listed.items())),
+        ("its requests", written(requests)),
     ]
+
+
+@contextmanager
+def counted_requests(root: Root) -> Iterator[Counter[str]]:
+    """Counts the requests to S3 by their names; nothing on other kinds of root."""
+    counts: Counter[str] = Counter()
+    if "s3" not in root.fs.protocol:
+        yield counts
+        return
+    kind = type(root.fs)
+    call = kind._call_s3
+
+    async def counted(self: Any, method: str, *arguments: Any, **options: Any) -> Any:
+        counts[method] += 1
+        return await call(self, method, *arguments, **options)
+
+    kind._call_s3 = counted
+    try:
+        yield counts
+    finally:
+        kind._call_s3 = call
+
+
+def written(requests: Counter[str], units: int = 1) -> str:
+    """Requests per unit, by name."""
+    if not requests:
+        return "no S3"
+    each = ", ".join(f"{name} {count / units:g}" for name, count in requests.most_common())
+    return f"{sum(requests.values()) / units:g} ({each})"
 
 
 def weigh(root: Root, shards: int, rows: int) -> list[tuple[str, str]]:
     """Objects and bytes of the maps of whole shards, and what that makes for all."""
     seconds, objects, size = 0.0, 0, 0
-    for shard in range(shards):
-        maps = realistic_maps(shard)
-        unit = Unit("typicality", "weighed", (str(shard),), {})
-        took, manifest = timed(lambda: complete(root, unit, lambda a: write_maps(a, maps)))  # noqa: B023 - called at once
-        seconds += took
-        objects += len(manifest.files) + 1
-        size += sum(record["bytes"] for record in manifest.files.values())
+    with counted_requests(root) as requests:
+        for shard in range(shards):
+            produce = partial(write_maps, maps=realistic_maps(shard))
+            unit = Unit("typicality", "weighed", (str(shard),), {})
+            took, manifest = timed(partial(complete, root, unit, produce))
+            seconds += took
+            objects += len(manifest.files) + 1
+            size += sum(record["bytes"] for record in manifest.files.values())
     total = -(-rows // 1000)
     return [
         ("maps of 1000 images: objects, manifest included", f"{objects / shards:.0f}"),
         ("their bytes", f"{size / shards / 1e6:.2f} MB"),
         ("writing, reading back and publishing them", f"{seconds / shards:.2f} s"),
+        ("requests for that", written(requests, shards)),
         (f"× {total} shards", f"{objects / shards * total:.0f} objects, "
                               f"{size / shards * total / 1e9:.1f} GB"),
     ]  # fmt: skip
@@ -214,6 +246,44 @@ def realistic_maps(seed: int) -> RaggedMaps:
     ids = [rng.bytes(16).hex() for _ in range(1000)]
     labels = [f"label_{i % LABELS:03d}" for i in range(1000)]
     return RaggedMaps.pack(list(means), list(m2s), ids, labels, 100)
+
+
+def select(rows: int) -> list[tuple[str, str]]:
+    """Seconds and peak memory of merging the patches of all shards into the top of each label."""
+    best, seconds = TopPatches.empty(1000, 42), 0.0
+    for shard in tqdm(range(-(-rows // 1000)), desc="selection", unit=" shards"):
+        table, uris = drawn_patches(shard)
+        took, best = timed(partial(best.add, table, uris, f"{shard:032x}"))
+        seconds += took
+    took, ranked = timed(best.ranked)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return [
+        (f"merging {rows * 15:,} patches into {ranked.num_rows:,}", f"{seconds + took:.0f} s"),
+        ("the most memory of this process", f"{peak:.0f} MiB"),
+    ]
+
+
+def drawn_patches(shard: int) -> tuple[pa.Table, dict[tuple[str, str], str]]:
+    """The patch table of 1000 images, five of each kind, and where the images are."""
+    rng = np.random.default_rng(shard)
+    ids = [rng.bytes(16).hex() for _ in range(1000)]
+    labels = [f"label_{label:03d}" for label in rng.integers(0, LABELS, 1000)]
+    image = np.repeat(np.arange(1000), 15)
+    columns = {
+        "image_id": pa.array(ids).take(pa.array(image)),
+        "label": pa.array(labels).take(pa.array(image)),
+        "kind": pa.array(np.tile(np.repeat(KINDS, 5), 1000)),
+        "rank": pa.array(np.tile(np.arange(5, dtype=np.int32), 3000)),
+        "y": pa.array(rng.integers(0, 206, 15_000).astype(np.int32)),
+        "x": pa.array(rng.integers(0, 206, 15_000).astype(np.int32)),
+        "size": pa.array(np.full(15_000, 50, np.int32)),
+        "typicality": pa.array(rng.normal(0, 3e-3, 15_000).astype(np.float32)),
+    }
+    uris = {
+        (image_id, label): f"s3://places/{label}/{image_id}.jpg"
+        for image_id, label in zip(ids, labels, strict=True)
+    }
+    return pa.table(columns, schema=PATCH_SCHEMA), uris
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:

@@ -35,7 +35,7 @@ from diffmining_core.store.ledger import read_manifests, stages
 from diffmining_core.store.roots import open_root
 
 OPTIONS = {
-    "size": 64, "finetune-steps": 200, "finetune-batch": 4, "draws": 20, "k": 4, "top": 40,
+    "size": 64, "finetune-steps": 240, "finetune-batch": 4, "draws": 40, "k": 4, "top": 40,
     "shard-rows": 12, "before-shards": 2, "device": "cpu",
 }  # fmt: skip
 """A run of a few minutes in some fifty units."""
@@ -114,7 +114,7 @@ def kill_and_resume(folder: Path, expected: Result, kills: int, seed: int) -> Ki
     with tqdm(total=kills, desc="soak", unit=" kills") as bar:
         while outcome.kills < kills:
             # Short lives while the run is ahead of the kills, so that it does not end before them.
-            ahead = expected.share(settled) > outcome.kills / kills
+            ahead = expected.share(settled) > 0.8 * outcome.kills / kills
             life = STARTING + rng.uniform(0, 1 if ahead else 4)
             if rng.random() < EARLY:
                 life = rng.uniform(0.3, STARTING)

@@ -24,7 +24,13 @@ from flows.checks import check_inputs
 from flows.fan_out import run_missing
 from flows.parameters import MineParameters
 from tasks.clusters import clusters, clusters_unit, lowered_k
-from tasks.evaluation import evaluate, measured_truth, truth_file
+from tasks.evaluation import (
+    evaluate,
+    evaluation_unit,
+    measured_truth,
+    truth_digest,
+    truth_file,
+)
 from tasks.features import features, features_unit
 from tasks.finetune import (
     dataset_counts,
@@ -38,7 +44,14 @@ from tasks.finetune import (
 from tasks.index import Shard, dataset_shards, index
 from tasks.models import ModelReference, base_model, choose_device
 from tasks.patches import patches, patches_unit
-from tasks.report import Results, publish_page, publish_summary, report, summarised_report
+from tasks.report import (
+    Results,
+    publish_page,
+    publish_summary,
+    report,
+    report_unit,
+    summarised_report,
+)
 from tasks.selection import label_digests, select, selection_unit
 from tasks.typicality import set_aside_count, typicality, wanted_unit
 from tasks.units import CorruptUnitsError, Done
@@ -137,11 +150,15 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
     truth = None
     if truth_url := truth_file(parameters.dataset):
         with run.stage("evaluation"):
+            unit = evaluation_unit(results, truth_digest(truth_url), cell)
+            plan_stage(open_root(root), unit.stage, [unit.key])
             (done,) = run.add([evaluate(root, truth_url, results, cell)])
             truth = measured_truth(root, done.key)
 
     with run.stage("report"):
         facts = page_facts(parameters, results, patch_options["size"], notes)
+        unit = report_unit(results, facts, truth)
+        plan_stage(open_root(root), unit.stage, [unit.key])
         (done,) = run.add([report(root, page_title(parameters), results, facts, truth)])
         page = publish_page(root, done.key)
 

@@ -39,10 +39,15 @@ def truth_file(dataset: str) -> str | None:
     return url if fs.exists(path) else None
 
 
-def evaluation_unit(results: Results, truth_digest: str, cell: int) -> Unit:
-    """The unit of one run's results against one truth table."""
+def truth_digest(url: str) -> str:
+    """Sha256 hex of the truth's file."""
+    return hashlib.sha256(read_bytes(url)).hexdigest()
+
+
+def evaluation_unit(results: Results, digest: str, cell: int) -> Unit:
+    """The unit of one run's results against the truth table with this digest."""
     inputs = (
-        truth_digest,
+        digest,
         results.selection,
         *(key for _, key in results.clusters),
         *results.typicality,
@@ -54,11 +59,11 @@ def evaluation_unit(results: Results, truth_digest: str, cell: int) -> Unit:
 @stage_task(STAGE)
 def evaluate(root: str, truth_url: str, results: Results, cell: int) -> Done:
     """Average precision of typicality, hits of patches and purity of clusters."""
-    data = read_bytes(truth_url)
+    unit = evaluation_unit(results, truth_digest(truth_url), cell)
 
     def produce(attempt: Attempt) -> None:
         opened = open_root(root)
-        truth = pq.read_table(pa.BufferReader(data))
+        truth = pq.read_table(pa.BufferReader(read_bytes(truth_url)))
         selection = selected(opened, results.selection)
         check_truth(truth, selection["uri"].to_pylist())
         after = _pixel_scores(opened, results.dataset, results.typicality, truth, cell)
@@ -75,7 +80,7 @@ def evaluate(root: str, truth_url: str, results: Results, cell: int) -> Done:
             measured["average_precision"]["before"] = before.average_precision
         attempt.write_json(RESULT, measured)
 
-    return fill(root, evaluation_unit(results, hashlib.sha256(data).hexdigest(), cell), produce)
+    return fill(root, unit, produce)
 
 
 def measured_truth(root: str, key: str) -> dict[str, Any]:
