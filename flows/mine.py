@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -115,21 +115,14 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
         patch_options = parameters.patch_options(size, cell)
         picked = pick_patches(parameters, [*after_keys, *before_keys], patch_options, run)
     with run.stage("selection"):
-        top, seed = parameters.top, parameters.seed
-        after_patches = [picked[key] for key in after_keys]
-        before_patches = [picked[key] for key in before_keys]
-        chosen = [selection_unit(dataset, after_patches, top, seed)]
+        sides = [(dataset, [picked[key] for key in after_keys])]
         if compared:
-            chosen.append(selection_unit(compared, before_patches, top, seed))
-        plan_stage(open_root(root), chosen[0].stage, [unit.key for unit in chosen])
-        workers = parameters.patch_workers
-        (selection,) = run.add([select(root, dataset, after_patches, top, seed, workers)])
-        if compared:
-            (before,) = run.add([select(root, compared, before_patches, top, seed, workers)])
+            sides.append((compared, [picked[key] for key in before_keys]))
+        selection, *before = choose(parameters, sides, run)
 
-    digests = label_digests(root, selection.key)
+    digests = label_digests(root, selection)
     with run.stage("features"):
-        embedded = embed(parameters, selection.key, digests, model, size, run)
+        embedded = embed(parameters, selection, digests, model, size, run)
     with run.stage("clusters"):
         clustered = cluster(parameters, embedded, run)
         lowered = (lowered_k(root, key, parameters.k) for key in clustered.values())
@@ -140,12 +133,12 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
         images=sum(counts.values()) - unusable,
         size=size,
         typicality=tuple(after_keys),
-        selection=selection.key,
+        selection=selection,
         clusters=tuple(clustered.items()),
         finetune=model.finetuned,
         compared=tuple(compared),
         typicality_before=tuple(before_keys),
-        selection_before=before.key if compared else None,
+        selection_before=before[0] if before else None,
     )
     truth = None
     if truth_url := truth_file(parameters.dataset):
@@ -325,6 +318,18 @@ def pick_patches(
     there = published(root, "patches")
     if missing := [key for key in keys if keys[key] not in there]:
         run.add(patches(parameters.root, missing, options, parameters.patch_workers))
+    return keys
+
+
+def choose(
+    parameters: MineParameters, sides: Sequence[tuple[list[Shard], list[str]]], run: RunLedger
+) -> list[str]:
+    """The keys of the selections of each side: some shards, and the patches of each."""
+    root, top, seed = parameters.root, parameters.top, parameters.seed
+    keys = [selection_unit(shards, patches_keys, top, seed).key for shards, patches_keys in sides]
+    plan_stage(open_root(root), "selection", keys)
+    for shards, patches_keys in sides:
+        run.add([select(root, shards, patches_keys, top, seed, parameters.patch_workers)])
     return keys
 
 

@@ -96,19 +96,26 @@ def test_verify_mode_finds_and_mends_damage_in_any_stage(
     assert mine(parameters(root, mode="verify"))["repaired"] == {}
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+MET: list[tuple[str, dict[str, Any]]] = [
+    ("index", {"draws": 3}),
+    ("dataset", {}),
+    ("finetune", {"draws": 3}),
+    ("typicality", {"patch_size": 16}),
+    ("patches", {"top": 3}),
+    ("selection", {"k": 1}),
+    ("features", {"k": 1}),
+    ("clusters", {}),
+    ("report", {}),
+]
+"""A stage, and the change of parameters with which a run reads it again."""
+
+
 @pytest.mark.parametrize(
-    ("stage", "changes"),
+    ("stage", "changes", "damage"),
     [
-        ("index", {"draws": 3}),
-        ("dataset", {}),
-        ("finetune", {"draws": 3}),
-        ("typicality", {"patch_size": 16}),
-        ("patches", {"top": 3}),
-        ("selection", {"k": 1}),
-        ("features", {"k": 1}),
-        ("clusters", {}),
-        ("report", {}),
+        (stage, changes, DAMAGES[(place + turn) % len(DAMAGES)])
+        for turn in (0, 3)
+        for place, (stage, changes) in enumerate(MET)
     ],
 )
 def test_a_run_that_meets_damage_mends_it_and_says_so(
