@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diffmining_core.images import shards
-from diffmining_core.images.shards import FoundImage, KeptShard, KnownShard, NewShard, ShardImage
+from diffmining_core.images.shards import FoundImage, KeptShard, KnownShard, ShardImage
 from diffmining_core.images.sources import open_source
 from diffmining_core.store.ledger import (
     Attempt,
@@ -28,9 +30,11 @@ from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.runs import plan_stage
 from diffmining_core.store.units import Unit
 from tasks.progress import Progress
-from tasks.units import Done, Failures, fill, stage_task
+from tasks.units import Done, Failures, fill, noted, stage_task
 
 STAGE = "index"
+PUBLISHERS = 8
+"""Shards that are published while the next are read: storage elsewhere answers slowly."""
 TABLE = "shard.parquet"
 
 DATASET_STAGE = "dataset"
@@ -109,12 +113,29 @@ def index(root: str, dataset: str, shard_rows: int, max_bad_share: float) -> lis
     plan = source.plan(known_shards(opened), shard_rows)
     done: list[Done] = []
     failures = Failures()
-    with Progress(STAGE, plan.images, "images") as progress:
+    publishing: deque[tuple[Unit, Future[Done]]] = deque()
+
+    def settle() -> None:
+        unit, future = publishing.popleft()
+        with failures.of(unit):
+            done.append(future.result())
+
+    with Progress(STAGE, plan.images, "images") as progress, ThreadPoolExecutor(PUBLISHERS) as pool:
         for new in plan.new:
             unit = index_unit(new.images)
-            with failures.of(unit):
-                produce = partial(_index_shard, new, max_bad_share, progress)
-                done.append(fill(root, unit, produce))
+            if unit.key in known:  # of a file of which not all pieces are
+                done.append(Done(STAGE, unit.key, computed=False))
+                progress.advance(len(new.images))
+                continue
+            with failures.of(unit), noted(opened, unit):
+                table = shards.index_shard(new.images, progress.advance)
+                shards.check_set_aside(table, max_bad_share)
+                write = partial(_write_shard, new.part, table)
+                publishing.append((unit, pool.submit(fill, root, unit, write)))
+            if len(publishing) > PUBLISHERS:
+                settle()
+        while publishing:
+            settle()
     failures.raise_for(len(done) + len(failures))
     kept = [*plan.keep, *(KeptShard(unit.key, ()) for unit in done)]
     plan_stage(opened, STAGE, [shard.key for shard in kept])
@@ -123,15 +144,13 @@ def index(root: str, dataset: str, shard_rows: int, max_bad_share: float) -> lis
     return [*done, fill(root, unit, partial(_write_dataset, opened, kept))]
 
 
-def _index_shard(new: NewShard, max_bad_share: float, progress: Progress, attempt: Attempt) -> None:
-    table = shards.index_shard(new.images, progress.advance)
-    shards.check_set_aside(table, max_bad_share)
+def _write_shard(part: str | None, table: pa.Table, attempt: Attempt) -> None:
     attempt.write_table(TABLE, table)
     good = shards.good(table)
     attempt.counts["images"] = good.num_rows
     attempt.counts["set_aside"] = table.num_rows - good.num_rows
     attempt.counts["declared"] = _declared(good)
-    attempt.facts["part"] = new.part
+    attempt.facts["part"] = part
     attempt.facts["content_id"] = shards.shard_content_id(table)
     attempt.facts["labels"] = _label_counts(good)
 

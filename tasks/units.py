@@ -12,7 +12,7 @@ from prefect.client.schemas.objects import State, TaskRun
 
 from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import Attempt, CorruptFileError, complete
-from diffmining_core.store.roots import open_root
+from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.runs import note_failure
 from diffmining_core.store.units import Unit
 
@@ -41,13 +41,20 @@ def fill(root: str, unit: Unit, produce: Callable[[Attempt], None], device: str 
         produce(attempt)
 
     opened = open_root(root)
-    try:
+    with noted(opened, unit):
         manifest = complete(opened, unit, compute, device=device)
+    return Done(unit.stage, unit.key, computed, manifest.seconds, dict(manifest.counts))
+
+
+@contextmanager
+def noted(root: Root, unit: Unit) -> Iterator[None]:
+    """Note a failure within as that of `unit`, for whoever asks for the status; it is raised on."""
+    try:
+        yield
     except Exception as error:
         with suppress(Exception):  # where even this cannot be written, the error itself says why
-            note_failure(opened, unit.stage, unit.key, str(error) or type(error).__name__)
+            note_failure(root, unit.stage, unit.key, str(error) or type(error).__name__)
         raise
-    return Done(unit.stage, unit.key, computed, manifest.seconds, dict(manifest.counts))
 
 
 class Failures:

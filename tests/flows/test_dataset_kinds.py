@@ -15,6 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from stored import manifests
 from written_images import image_table, tar_of
 
 from diffmining_core.errors import InputError
@@ -151,3 +152,22 @@ def test_index_alone_says_what_a_dataset_holds(
         "labels": dict.fromkeys(("Almara", "Borvik", "Cendria", "Dorrava"), 4),
     }  # fmt: skip
     assert index_dataset(parameters)["indexed"] == 0
+
+
+def test_a_tar_that_was_half_indexed_is_gone_on_with(
+    prefect_api: str, images: list[Path], tmp_path: Path
+) -> None:
+    tar = as_tars(images, tmp_path) / "00000.tar"
+    parameters = IndexParameters(dataset=str(tar), root=str(tmp_path / "root"), shard_rows=3)
+    assert index_dataset(parameters)["shards"] == 3
+    before = manifests(parameters.root)
+    lost = next(unit for unit in before if unit.startswith("index/"))
+    for stage, key in [lost.split("/"), ("dataset", "*")]:
+        for manifest in (tmp_path / "root" / "manifests" / stage).glob(f"{key}.json"):
+            manifest.unlink()
+    counts = index_dataset(parameters)
+    assert (counts["images"], counts["shards"], counts["indexed"]) == (8, 3, 1)
+    after = manifests(parameters.root)
+    assert after.keys() == before.keys()
+    made = {unit for unit in after if after[unit].attempt != before[unit].attempt}
+    assert {unit for unit in made if unit.startswith("index/")} == {lost}
