@@ -176,7 +176,7 @@ def plan(root: Root, parameters: MineParameters) -> list[tuple[str, str]]:
         with counted_requests(root) as requests:
             seconds, left = timed(missing)
     finally:
-        roots.Root.entries = list_folder  # type: ignore[method-assign]
+        roots.Root.entries = list_folder  # type: ignore[method-assign] # as above
     assert left == 0
     return [
         ("planning a resume, 4 stages, nothing missing", f"{seconds:.1f} s"),

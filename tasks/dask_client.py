@@ -47,13 +47,13 @@ def dask_client(workers: int) -> Iterator[Client]:
     with (
         threadpool_limits(1, user_api="blas"),
         _processes(workers) if workers else _threads() as cluster,
-        Client(cluster, set_as_default=False) as client,  # type: ignore[no-untyped-call]
+        Client(cluster, set_as_default=False) as client,
     ):
         yield client
 
 
 def _processes(workers: int) -> LocalCluster:
-    return LocalCluster(  # type: ignore[no-untyped-call]  # Dask types only part of itself
+    return LocalCluster(
         n_workers=workers,
         threads_per_worker=1,
         host="127.0.0.1",
@@ -67,7 +67,7 @@ def _threads() -> LocalCluster:
     with warnings.catch_warnings():
         # Without a network Dask looks in vain for this machine's address, and needs none here.
         warnings.filterwarnings("ignore", "Couldn't detect a suitable IP", RuntimeWarning)
-        return LocalCluster(  # type: ignore[no-untyped-call]
+        return LocalCluster(
             processes=False,
             memory_limit=0,  # else it would pause beside a model that fills much of the memory
             dashboard_address=HTTP,
@@ -79,7 +79,7 @@ def _threads() -> LocalCluster:
 def _connected(address: str) -> Iterator[Client]:
     """A client of a running scheduler; InputError if there is none, or it has no workers."""
     try:
-        client = Client(address, set_as_default=False)  # type: ignore[no-untyped-call]
+        client = Client(address, set_as_default=False)
     except (OSError, ValueError) as error:
         raise InputError(
             f"{SCHEDULER}={address}: no Dask scheduler answers there ({error}); start one, or "
@@ -107,10 +107,10 @@ def outcomes(
     work = partial(_tried, function)
     ahead = iter(items)
     running: dict[Key, Item] = {}
-    finished = as_completed(loop=client.loop)  # type: ignore[no-untyped-call]
+    finished = as_completed(loop=client.loop)
 
     def hand_out() -> None:
-        threads = sum(client.nthreads().values())  # type: ignore[no-untyped-call]
+        threads = sum(client.nthreads().values())
         while len(running) < max(1, PER_THREAD * threads):
             try:
                 item = next(ahead)
@@ -118,7 +118,7 @@ def outcomes(
                 return
             future = client.submit(work, item, pure=False)
             running[future.key] = item
-            finished.add(future)  # type: ignore[no-untyped-call]
+            finished.add(future)
 
     hand_out()
     for future in finished:

@@ -159,9 +159,7 @@ def open_maps_dask(root: Root, manifest: Manifest) -> dict[str, da.Array]:
         group = zarr.open_group(store, mode="r")
         arrays = {name: _array(group, name) for name in ARRAYS}
     return {
-        name: da.from_array(  # type: ignore[no-untyped-call]  # Dask types only part of itself
-            array, chunks=array.shape, name=f"{name}-{manifest.attempt}"
-        )
+        name: da.from_array(array, chunks=array.shape, name=f"{name}-{manifest.attempt}")
         for name, array in arrays.items()
     }
 

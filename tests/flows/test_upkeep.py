@@ -135,7 +135,7 @@ def test_check_says_for_each_need_whether_it_holds(tmp_path: Path, capsys: Outpu
     assert list(tmp_path.iterdir()) == []
 
 
-class LastWriterWins(MemoryFileSystem):  # type: ignore[misc]
+class LastWriterWins(MemoryFileSystem):  # type: ignore[misc]  # fsspec ships no types
     """As an S3 server that does not know If-None-Match."""
 
     protocol = "last"

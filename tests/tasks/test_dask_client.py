@@ -78,7 +78,7 @@ def test_work_is_handed_out_as_results_are_taken() -> None:
     """Else the results of a thousand shards would wait in memory for a slow caller."""
     started.clear()
     with dask_client(0) as client:
-        threads = sum(client.nthreads().values())  # type: ignore[no-untyped-call]
+        threads = sum(client.nthreads().values())
         for taken, _ in enumerate(outcomes(client, note, range(100)), 1):
             if taken in (1, 10):
                 time.sleep(0.2)
@@ -87,7 +87,7 @@ def test_work_is_handed_out_as_results_are_taken() -> None:
 
 
 def test_blas_leaves_the_cores_to_dask() -> None:
-    from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_info  # type: ignore[import-untyped]  # ships no types
 
     def blas_threads(_: int) -> set[int]:
         return {pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"}
@@ -97,7 +97,7 @@ def test_blas_leaves_the_cores_to_dask() -> None:
 
 
 def test_the_scheduler_in_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    with LocalCluster(  # type: ignore[no-untyped-call]
+    with LocalCluster(
         n_workers=1,
         processes=False,
         protocol="tcp",
@@ -108,7 +108,7 @@ def test_the_scheduler_in_the_environment_is_used(monkeypatch: pytest.MonkeyPatc
         monkeypatch.setenv(SCHEDULER, elsewhere.scheduler_address)
         for workers in (0, 2):
             with dask_client(workers) as client:
-                assert list(client.nthreads()) == [elsewhere.workers[0].address]  # type: ignore[no-untyped-call]
+                assert list(client.nthreads()) == [elsewhere.workers[0].address]
                 found = dict(outcomes(client, partial(work, os.getpid()), range(6)))
             assert found[5] == 25
             assert isinstance(found[1], InputError)
@@ -124,7 +124,7 @@ def test_a_scheduler_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatc
     ):
         pass
     monkeypatch.setattr(module, "SECONDS_FOR_WORKERS", 0.3)
-    with LocalCluster(  # type: ignore[no-untyped-call]
+    with LocalCluster(
         n_workers=0,
         processes=False,
         protocol="tcp",

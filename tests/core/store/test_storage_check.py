@@ -66,7 +66,7 @@ def test_where_nothing_can_be_tried_is_said(url: str) -> None:
         found(url)
 
 
-class Weak(MemoryFileSystem):  # type: ignore[misc]
+class Weak(MemoryFileSystem):  # type: ignore[misc]  # fsspec ships no types
     """A memory of its own, in place of servers that keep less than S3 promises."""
 
     protocol = "weak"
