@@ -19,7 +19,6 @@ from diffmining_core.models.files import find_model, model_geometry
 from diffmining_core.store.ledger import CorruptFileError, Manifest, is_intact, published, retract
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
-from diffmining_core.store.units import Unit
 from flows.checks import check_inputs
 from flows.fan_out import run_missing
 from flows.parameters import MineParameters
@@ -143,9 +142,10 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
     truth = None
     if truth_url := truth_file(parameters.dataset):
         with run.stage("evaluation"):
-            unit = evaluation_unit(results, truth_digest(truth_url), cell)
+            digest = truth_digest(truth_url)
+            unit = evaluation_unit(results, digest, cell)
             plan_stage(open_root(root), unit.stage, [unit.key])
-            (done,) = run.add([evaluate(root, truth_url, results, cell)])
+            (done,) = run.add([evaluate(root, truth_url, digest, results, cell)])
             truth = measured_truth(root, done.key)
 
     with run.stage("report"):
@@ -178,6 +178,7 @@ class RunLedger:
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.done: list[Done] = []
+        self.met: set[str] = set()
         self.repaired: dict[str, str] = {}
         self.seconds: defaultdict[str, float] = defaultdict(float)
 
@@ -197,13 +198,14 @@ class RunLedger:
         """
         once_each = {f"{error.stage}/{error.key}": error for error in damaged}
         for unit, error in once_each.items():
-            if unit in self.repaired:
+            if unit in self.met:
                 raise error
-            self.repaired[unit] = str(error)
+            self.met.add(unit)
             opened = open_root(root)
             if is_intact(opened, error.stage, error.key):
                 get_run_logger().warning("%s was read wrongly once: %s", unit, error)
                 continue
+            self.repaired[unit] = str(error)
             get_run_logger().warning("%s is made anew: %s", unit, error)
             retract(opened, error.stage, error.key)
 
@@ -312,10 +314,8 @@ def pick_patches(
     parameters: MineParameters, typicality_keys: list[str], options: dict[str, Any], run: RunLedger
 ) -> dict[str, str]:
     """The keys of the patches of these maps, by the keys of the maps."""
-    root = open_root(parameters.root)
     keys = {key: patches_unit(key, options).key for key in typicality_keys}
-    plan_stage(root, "patches", keys.values())
-    there = published(root, "patches")
+    there = planned_there(parameters.root, "patches", keys.values())
     if missing := [key for key in keys if keys[key] not in there]:
         run.add(patches(parameters.root, missing, options, parameters.patch_workers))
     return keys
@@ -353,7 +353,8 @@ def embed(
         device = choose_device(parameters.device)
         return features(root, *work, selection, model, options, device, return_state=True)
 
-    done = run.add(run_missing(work, planned_there(root, "features", work), embed_label))
+    there = planned_there(root, "features", [unit.key for unit, _ in work])
+    done = run.add(run_missing(work, there, embed_label))
     return dict(zip(digests, (unit.key for unit in done), strict=True))
 
 
@@ -365,14 +366,15 @@ def cluster(parameters: MineParameters, embedded: dict[str, str], run: RunLedger
     def cluster_label(work: tuple[str, str]) -> State[Done]:
         return clusters(root, *work, k, return_state=True)
 
-    done = run.add(run_missing(work, planned_there(root, "clusters", work), cluster_label))
+    there = planned_there(root, "clusters", [unit.key for unit, _ in work])
+    done = run.add(run_missing(work, there, cluster_label))
     return dict(zip(embedded, (unit.key for unit in done), strict=True))
 
 
-def planned_there(root: str, stage: str, work: Iterable[tuple[Unit, object]]) -> set[str]:
+def planned_there(root: str, stage: str, keys: Iterable[str]) -> set[str]:
     """Note the wanted units of a stage; returns the keys of those that are there."""
     opened = open_root(root)
-    plan_stage(opened, stage, [unit.key for unit, _ in work])
+    plan_stage(opened, stage, keys)
     return published(opened, stage)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from diffmining_core.errors import InputError
 from diffmining_core.evaluation.planted import (
     ALGO,
     PixelScores,
@@ -57,13 +58,18 @@ def evaluation_unit(results: Results, digest: str, cell: int) -> Unit:
 
 
 @stage_task(STAGE)
-def evaluate(root: str, truth_url: str, results: Results, cell: int) -> Done:
-    """Average precision of typicality, hits of patches and purity of clusters."""
-    unit = evaluation_unit(results, truth_digest(truth_url), cell)
+def evaluate(root: str, truth_url: str, digest: str, results: Results, cell: int) -> Done:
+    """Average precision of typicality, hits of patches and purity of clusters.
+
+    The truth is read only where there is something to measure; `digest` is its `truth_digest`.
+    """
 
     def produce(attempt: Attempt) -> None:
         opened = open_root(root)
-        truth = pq.read_table(pa.BufferReader(read_bytes(truth_url)))
+        data = read_bytes(truth_url)
+        if hashlib.sha256(data).hexdigest() != digest:
+            raise InputError(f"{truth_url} has changed during the run; start again")
+        truth = pq.read_table(pa.BufferReader(data))
         selection = selected(opened, results.selection)
         check_truth(truth, selection["uri"].to_pylist())
         after = _pixel_scores(opened, results.dataset, results.typicality, truth, cell)
@@ -80,7 +86,7 @@ def evaluate(root: str, truth_url: str, results: Results, cell: int) -> Done:
             measured["average_precision"]["before"] = before.average_precision
         attempt.write_json(RESULT, measured)
 
-    return fill(root, unit, produce)
+    return fill(root, evaluation_unit(results, digest, cell), produce)
 
 
 def measured_truth(root: str, key: str) -> dict[str, Any]:

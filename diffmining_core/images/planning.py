@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import islice
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -156,6 +156,36 @@ def parts_digest(kind: str, parts: Iterable[Part]) -> str:
     """Sha256 hex of a kind of source and its files as listed, none of which is opened."""
     lines = sorted(f"{part.url} {part.fingerprint}" for part in parts)
     return hashlib.sha256("\n".join([kind, *lines]).encode()).hexdigest()
+
+
+class PartSource:
+    """A dataset of parts, of which only those that are new are opened to plan its shards.
+
+    A subclass says its `kind` and how the images of a part are found.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, url: str, parts: Sequence[Part]) -> None:
+        self.url = url
+        self.parts = parts
+
+    @property
+    def digest(self) -> str:
+        """Of the names, sizes and ETags or times of the parts."""
+        return parts_digest(self.kind, self.parts)
+
+    def images(self) -> Iterator[FoundImage]:
+        """Every image, part by part."""
+        return (image for part in self.parts for image in self.images_of(part))
+
+    def plan(self, known: Sequence[KnownShard], shard_rows: int) -> IndexPlan:
+        """Only parts that are new are opened."""
+        return plan_parts(self.parts, known, shard_rows, self.images_of)
+
+    def images_of(self, part: Part) -> Iterator[FoundImage]:
+        """The images of one part, in its order."""
+        raise NotImplementedError
 
 
 def plan_parts(

@@ -1,6 +1,6 @@
 """What runs say of themselves at a root: whose it is, what was planned, what failed.
 
-`run.json` claims the root for one dataset and model. `plans/<stage>.json` has the units that the
+`run.json` claims the root for one dataset. `plans/<stage>.json` has the units that the
 last run wanted, and `failures/<stage>/<key>.json` why one was not made; results depend on neither.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
 
 from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import published
@@ -77,31 +76,28 @@ def open_run(root: Root, identity: Mapping[str, str]) -> None:
     identity: a few names and values, such as the dataset's folder, that must not mix at one root.
     InputError if the root holds another run's results, or files that are no run's.
     """
-    stored = _read_run(root)
+    stored = run_identity(root)
     if stored is None:
         _check_fresh(root)
         root.create_bytes(RUN_FILE, canonical_json({"format": RUN_FORMAT, "identity": identity}))
-        stored = _read_run(root)
-    if stored is None or stored["format"] != RUN_FORMAT:
-        raise InputError(
-            f"{root.url_of(RUN_FILE)} is of a format that this version does not know; give another "
-            "root, or use the version that wrote it"
-        )
-    _check_same_run(root, stored["identity"], identity)
+        stored = run_identity(root) or {}
+    _check_same_run(root, stored, identity)
 
 
-def _read_run(root: Root) -> dict[str, Any] | None:
+def run_identity(root: Root) -> dict[str, str] | None:
+    """Whose run's root it is, None for a fresh one; InputError if this version cannot tell."""
     try:
-        data = root.read_bytes(RUN_FILE)
+        content = json.loads(root.read_bytes(RUN_FILE))
+        if content["format"] == RUN_FORMAT:
+            return dict(content["identity"])
     except FileNotFoundError:
         return None
-    try:
-        content = json.loads(data)
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or not {"format", "identity"} <= content.keys():
-        return {"format": None, "identity": {}}
-    return content
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise InputError(
+        f"{root.url_of(RUN_FILE)} is of a format that this version does not know; give another "
+        "root, or use the version that wrote it"
+    )
 
 
 def _check_fresh(root: Root) -> None:

@@ -6,7 +6,6 @@ and the time left at the rate of the last results.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Literal
 from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import CorruptFileError, Manifest, read_manifest, stages
 from diffmining_core.store.roots import Root, open_root
-from diffmining_core.store.runs import RUN_FILE, RUN_FORMAT, failures, planned
+from diffmining_core.store.runs import RUN_FILE, failures, planned, run_identity
 
 STAGES = (
     "index",
@@ -85,21 +84,12 @@ class StageStatus:
 def run_root(url: str) -> tuple[Root, dict[str, str]]:
     """The root of a run, and whose it is; InputError if there is none that this version knows."""
     root = open_root(url, create=False)
-    try:
-        content = json.loads(root.read_bytes(RUN_FILE))
-        if content["format"] == RUN_FORMAT:
-            return root, dict(content["identity"])
-    except FileNotFoundError as error:
+    if (identity := run_identity(root)) is None:
         raise InputError(
             f"{root.url} holds no run's results: it has no {RUN_FILE}; give the root that was "
             "given to `diffmining mine`"
-        ) from error
-    except (ValueError, TypeError, KeyError):
-        pass
-    raise InputError(
-        f"{root.url_of(RUN_FILE)} is of a format that this version does not know; use the version "
-        "that wrote it"
-    )
+        )
+    return root, identity
 
 
 def run_status(root: Root, now: float) -> list[StageStatus]:

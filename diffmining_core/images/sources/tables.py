@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import opened_parquet, parquet_batches, row_uri
-from diffmining_core.images.planning import Part, parts_digest, plan_parts
-from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
+from diffmining_core.images.planning import Part, PartSource
+from diffmining_core.images.shards import FoundImage
 from diffmining_core.store.roots import explained
 
 LABEL_COLUMNS = ("label", "labels")
@@ -25,28 +25,17 @@ BATCH = 10_000
 logger = logging.getLogger(__name__)
 
 
-class TableSource:
+class TableSource(PartSource):
     """Parquet files with an image column (binary, or a struct with `bytes`) and a label column.
 
     A label is text, or a number that the `huggingface` metadata of the file names.
     """
 
-    def __init__(self, url: str, parts: Sequence[Part]) -> None:
-        self.url = url
-        self.parts = parts
+    kind = "tables"
 
-    @property
-    def digest(self) -> str:
-        """Of the names, sizes and ETags or times of the files."""
-        return parts_digest("tables", self.parts)
-
-    def images(self) -> Iterator[FoundImage]:
-        """Every row, file by file."""
-        return (image for part in self.parts for image in _rows(part))
-
-    def plan(self, known: Sequence[KnownShard], shard_rows: int) -> IndexPlan:
-        """Only files that are new are opened."""
-        return plan_parts(self.parts, known, shard_rows, _rows)
+    def images_of(self, part: Part) -> Iterator[FoundImage]:
+        """Every row, in the file's order."""
+        return _rows(part)
 
 
 def image_column_of(file: str) -> str | None:

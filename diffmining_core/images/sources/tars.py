@@ -17,8 +17,8 @@ from typing import Any
 
 from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import member_uri, opened
-from diffmining_core.images.planning import Part, parts_digest, plan_parts
-from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
+from diffmining_core.images.planning import Part, PartSource
+from diffmining_core.images.shards import FoundImage
 from diffmining_core.images.sources.folders import is_image_name
 from diffmining_core.images.sources.tables import found_or_faulty, label_text
 from diffmining_core.store.roots import explained
@@ -34,25 +34,14 @@ AHEAD = 8 * 2**20
 logger = logging.getLogger(__name__)
 
 
-class TarSource:
+class TarSource(PartSource):
     """Uncompressed tars; only their headers and labels are read to list them."""
 
-    def __init__(self, url: str, parts: Sequence[Part]) -> None:
-        self.url = url
-        self.parts = parts
+    kind = "tars"
 
-    @property
-    def digest(self) -> str:
-        """Of the names, sizes and ETags or times of the tars."""
-        return parts_digest("tars", self.parts)
-
-    def images(self) -> Iterator[FoundImage]:
-        """Every sample, tar by tar."""
-        return (image for part in self.parts for image in _samples(part))
-
-    def plan(self, known: Sequence[KnownShard], shard_rows: int) -> IndexPlan:
-        """Only tars that are new are opened."""
-        return plan_parts(self.parts, known, shard_rows, _samples)
+    def images_of(self, part: Part) -> Iterator[FoundImage]:
+        """Every sample, in the file's order."""
+        return _samples(part)
 
 
 def _samples(part: Part) -> Iterator[FoundImage]:
