@@ -155,6 +155,7 @@ def test_a_unit_that_is_damaged_twice_in_one_run_is_raised(prefect_api: str, roo
     def run_over_bad_storage() -> None:
         run = RunLedger()
         run.repair(str(root), [error])
+        assert run.repaired == {}, "nothing is wrong with it when it is read again"
         run.repair(str(root), [error])
 
     with pytest.raises(CorruptFileError, match="it is gone"):
