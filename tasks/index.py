@@ -139,7 +139,8 @@ def index(root: str, dataset: str, shard_rows: int, max_bad_share: float) -> lis
     failures.raise_for(len(done) + len(failures))
     kept = [*plan.keep, *(KeptShard(unit.key, ()) for unit in done)]
     plan_stage(opened, STAGE, [shard.key for shard in kept])
-    unit = dataset_unit(source.digest, known | {unit.key for unit in done})
+    # Another process may have indexed some between the listing and the reading: those are kept too.
+    unit = dataset_unit(source.digest, known | {shard.key for shard in kept})
     plan_stage(opened, DATASET_STAGE, [unit.key])
     return [*done, fill(root, unit, partial(_write_dataset, opened, kept))]
 
