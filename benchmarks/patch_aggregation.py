@@ -80,6 +80,8 @@ def make_shard(root: str, number: int, maps: int) -> tuple[Shard, str]:
             "fingerprint": [""] * maps,
             "set_aside": [None] * maps,
             "declared": [False] * maps,
+            "boxes": [None] * maps,
+            "detail": [None] * maps,
         }
         columns = [values[name] for name in SHARD_SCHEMA.names]
         attempt.write_table(index.TABLE, pa.table(columns, schema=SHARD_SCHEMA))
@@ -88,7 +90,7 @@ def make_shard(root: str, number: int, maps: int) -> tuple[Shard, str]:
         rng = np.random.default_rng(number)
         means = [field(rng, SHAPES[i % len(SHAPES)]) for i in range(maps)]
         m2s = [np.square(mean) for mean in means]
-        write_maps(attempt, RaggedMaps.pack(means, m2s, ids, labels, n_draws=100))
+        write_maps(attempt, RaggedMaps.pack(means, m2s, [1.0] * maps, ids, labels, n_draws=100))
 
     made = Unit(index.STAGE, "benchmark", (str(number),), {})
     typicality = Unit("typicality", "benchmark", (str(number),), {})
@@ -96,7 +98,7 @@ def make_shard(root: str, number: int, maps: int) -> tuple[Shard, str]:
     complete(opened, made, indexed)
     complete(opened, typicality, measured)
     counts = tuple(sorted(Counter(labels).items()))
-    return Shard(made.key, made.key, made.key, (), counts, 0, 0), typicality.key
+    return Shard(made.key, made.key, made.key, (), maps, counts, 0, 0), typicality.key
 
 
 def aggregate(root: str, shards: int, maps: int, workers: int) -> None:

@@ -23,7 +23,8 @@ def shard(count: int, height: int, width: int) -> RaggedMaps:
     """Maps of noise of one shape."""
     rng = np.random.default_rng(0)
     maps = [rng.normal(size=(height, width)).astype(np.float32) for _ in range(count)]
-    return RaggedMaps.pack(maps, maps, [f"{i:032x}" for i in range(count)], ["label"] * count, 2)
+    ids = [f"{i:032x}" for i in range(count)]
+    return RaggedMaps.pack(maps, maps, [1.0] * count, ids, ["label"] * count, 2)
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from diffmining_core.models.files import ModelSource
 from diffmining_core.patches.scoring import KINDS, PATCH_SCHEMA
 from diffmining_core.patches.selection import TopPatches
 from diffmining_core.store import roots
@@ -49,7 +50,7 @@ from tasks.typicality import wanted_unit
 LABELS = 365
 SIDE = 256
 CELL = 8
-MODEL = ModelReference("stable-diffusion-v1-5/stable-diffusion-v1-5", "0" * 64)
+MODEL = ModelReference(ModelSource("stable-diffusion-v1-5/stable-diffusion-v1-5"), "0" * 64)
 WRITERS = 16
 
 
@@ -243,9 +244,10 @@ def realistic_maps(seed: int) -> RaggedMaps:
     coarse = rng.normal(0, 3e-3, (1000, 8, 8)).repeat(side // 8, axis=1).repeat(side // 8, axis=2)
     means = (coarse + rng.normal(0, 2e-3, coarse.shape)).astype(np.float32)
     m2s = rng.gamma(50, 1e-5, coarse.shape).astype(np.float32)
+    null_loss = rng.normal(0.1, 0.02, 1000).astype(np.float32)
     ids = [rng.bytes(16).hex() for _ in range(1000)]
     labels = [f"label_{i % LABELS:03d}" for i in range(1000)]
-    return RaggedMaps.pack(list(means), list(m2s), ids, labels, 100)
+    return RaggedMaps.pack(list(means), list(m2s), null_loss, ids, labels, 100)
 
 
 def select(rows: int) -> list[tuple[str, str]]:

@@ -36,15 +36,10 @@ from diffmining_core.store.roots import open_root
 
 OPTIONS = {
     "size": 64, "finetune-steps": 240, "finetune-batch": 4, "draws": 40, "k": 4, "top": 40,
-    "shard-rows": 12, "before-shards": 2, "device": "cpu",
+    "shard-rows": 12, "before-shards": 2, "device": "cpu", "checkpoint-every": 10,
+    "held-out": 0, "preview-every": 0,
 }  # fmt: skip
 """A run of a few minutes in some fifty units."""
-
-RUN = (
-    "import tasks.finetune; tasks.finetune.STEPS_BETWEEN_CHECKPOINTS = 10; "
-    "from flows.cli import main; main()"
-)
-"""The command itself; only checkpoints come more often, as the lives of the runs are short."""
 
 STARTING = 7.0
 """Seconds that the command needs before it computes, on two cores."""
@@ -168,7 +163,7 @@ def command(dataset: Path, root: Path) -> list[str]:
     """The run that is killed and the one that is not, but for their root."""
     options = [word for name, value in OPTIONS.items() for word in (f"--{name}", str(value))]
     given = ["--dataset", str(dataset), "--root", str(root), *options]
-    return [sys.executable, "-c", RUN, "mine", *given]
+    return [sys.executable, "-m", "flows", "mine", *given]
 
 
 def log(folder: Path) -> IO[bytes]:

@@ -70,7 +70,7 @@ def ours(
 ) -> list[Map]:
     """Typicality as this project measures it."""
     maps, _ = shard_typicality(pipeline, images, options, batch_size)
-    return [maps[place][0] for place in range(len(images))]
+    return [maps[place].mean for place in range(len(images))]
 
 
 def timed(run: Callable[[], list[Map]]) -> tuple[float, list[Map]]:

@@ -5,27 +5,34 @@ from __future__ import annotations
 from diffmining_core.errors import InputError
 from diffmining_core.images.sources import canonical_url, check_source
 from diffmining_core.models.files import find_model
-from diffmining_core.models.prompts import PromptTemplate
+from diffmining_core.recipes import MINED, TRAIN
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import open_run
-from flows.parameters import IndexParameters, MineParameters
+from flows.parameters import FinetuneParameters, IndexParameters, MineParameters
 
 
-def check_inputs(parameters: MineParameters) -> None:
-    """Refuse what cannot be mined; else claim the root.
+def check_inputs(parameters: FinetuneParameters) -> None:
+    """Refuse what cannot be finetuned on or mined; else claim the root.
 
     The root comes last: a mistyped dataset or model must not put its name on a fresh root.
-    InputError for prompts, timesteps, dataset, model or root, in this order.
+    InputError for recipe, prompts, timesteps, dataset, model or root, in this order.
     """
-    check_parameters(parameters)
-    check_source(parameters.dataset)
-    find_model(parameters.model)
+    settings = parameters.settings()
+    if isinstance(parameters, MineParameters):
+        check_timesteps(*settings.t_range)
+    splits = [MINED] if isinstance(parameters, MineParameters) else []
+    if settings.finetune_steps and (settings.recipe.trains_on_others or not splits):
+        splits.append(TRAIN)
+    for split in splits:
+        check_source(parameters.dataset, settings.recipe.layout(split))
+    find_model(parameters.model_source())
+    find_model(parameters.start_source())
     claim_root(parameters)
 
 
 def check_dataset(parameters: IndexParameters) -> None:
     """Refuse a dataset or root that cannot be used; else claim the root."""
-    check_source(parameters.dataset)
+    check_source(parameters.dataset, parameters.chosen_recipe().layout(MINED))
     claim_root(parameters)
 
 
@@ -34,11 +41,10 @@ def claim_root(parameters: IndexParameters) -> None:
     open_run(open_root(parameters.root), {"dataset": canonical_url(parameters.dataset)})
 
 
-def check_parameters(parameters: MineParameters) -> None:
-    """Refuse what no single field can see."""
-    PromptTemplate(parameters.prompt, parameters.null_prompt)
-    if parameters.t_min >= parameters.t_max:
+def check_timesteps(t_min: float, t_max: float) -> None:
+    """Refuse a range of timesteps that does not rise."""
+    if t_min >= t_max:
         raise InputError(
-            f"t_min must be below t_max, but they are {parameters.t_min} and {parameters.t_max}; "
+            f"t_min must be below t_max, but they are {t_min} and {t_max}; "
             "the paper's are 0.1 and 0.7."
         )

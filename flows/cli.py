@@ -1,4 +1,4 @@
-"""The command line: `diffmining mine`, `index`, `demo`, and the commands that look after a root."""
+"""The command line: what is run, what studies it, and what looks after data and results."""
 
 from __future__ import annotations
 
@@ -13,11 +13,21 @@ from cyclopts import ValidationError as CycloptsValidationError
 from pydantic import ValidationError
 
 from diffmining_core.errors import InputError
-from flows import upkeep
+from diffmining_core.recipes import TRAIN
+from diffmining_core.signs import Sign
+from flows import download, upkeep
 from flows.checks import check_dataset, check_inputs
-from flows.parameters import IndexParameters, MineParameters
+from flows.parameters import (
+    FinetuneParameters,
+    IndexParameters,
+    MineParameters,
+    StudyParameters,
+)
 
 app = App(name="diffmining", help="Show what is typical of each label of an image collection.")
+study = App(name="study", help="Measure what decides how well mining does.")
+app.command(study)
+download.add_to(app)
 upkeep.add_to(app)
 
 
@@ -43,15 +53,61 @@ def index(parameters: Annotated[IndexParameters, Parameter(name="*")]) -> None:
     from flows.index import index_dataset as flow
 
     counts = flow(parameters)
+    print()
+    print_counts(counts)
+    if train := counts.get(TRAIN):
+        print("To train on:")
+        print_counts(train)
+
+
+@app.command
+def finetune(
+    parameters: Annotated[FinetuneParameters, Parameter(name="*")],
+    *,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Finetune a model on a dataset; `mine` at the same root then takes it.
+
+    Parameters
+    ----------
+    dry_run
+        Only say what it would take: steps, epochs, memory and hours.
+    """
+    from flows import finetune as finetuning
+
+    if dry_run:
+        print(finetuning.dry_run(parameters))
+        return
+    finetuning.check(parameters)
+    summary = finetuning.finetune(parameters)
     print(
-        f"\n{counts['images']} images of {len(counts['labels'])} labels in {counts['shards']} "
-        f"shards ({counts['indexed']} of them new), {counts['set_aside']} set aside"
+        f"\n{summary['images']} images of {summary['labels']} labels, {summary['seconds']:.0f} s"
+        + (f", {summary['images_per_second']:.3g} images/s" if summary["computed"] else "")
     )
-    if counts["declared"]:
+    if summary["rising_since"]:
+        print(f"The loss on held-out images rises since step {summary['rising_since']}")
+    print(f"Use it with --model {summary['model']}")
+
+
+@study.command(name="finetuning")
+def study_finetuning(parameters: Annotated[StudyParameters, Parameter(name="*")]) -> None:
+    """Mine with the model as it is at several steps of finetuning, and draw truth against steps.
+
+    The dataset needs a known answer: planted elements (`truth.parquet`) or a folder of masks.
+    """
+    from flows import study as studies
+
+    studies.check(parameters)
+    summary = studies.study_finetuning(parameters)
+    print(f"\n{'step':>8}{'average precision':>20}{'by chance':>12}{'patches that hit':>19}")
+    for point in summary["points"]:
+        hit = point["hits"].get("highest", 0)
         print(
-            f"{counts['declared']} of them are as the manifest says and were not opened; those "
-            "that prove unusable are set aside when they are measured"
+            f"{point['step']:>8}{point['average_precision']:>20.3f}{point['base_rate']:>12.3f}"
+            f"{hit:>19.0%}"
         )
+    print(f"{summary['seconds']:.0f} s, at most {summary['peak_memory_mb']} MB")
+    print(f"Open {summary['page']}")
 
 
 @app.command
@@ -66,6 +122,23 @@ def demo(folder: Path = Path("demo")) -> None:
     from flows.demo import demo as run
 
     print_end(run(folder))
+
+
+def print_counts(counts: dict[str, Any]) -> None:
+    """What a split of a dataset holds."""
+    pairs = "" if counts["pairs"] == counts["images"] else f" ({counts['pairs']} with a label each)"
+    print(
+        f"{counts['images']} images{pairs} of {len(counts['labels'])} labels in "
+        f"{counts['shards']} shards ({counts['indexed']} of them new), "
+        f"{counts['set_aside']} set aside"
+    )
+    if counts["left_out"]:
+        print(f"{counts['left_out']} rows left out, as their images are not there")
+    if counts["declared"]:
+        print(
+            f"{counts['declared']} of them are as the manifest says and were not opened; those "
+            "that prove unusable are set aside when they are measured"
+        )
 
 
 def print_end(summary: dict[str, Any]) -> None:
@@ -95,6 +168,8 @@ def print_end(summary: dict[str, Any]) -> None:
         print(f"Made anew: {unit}, because {reason}")
     for note in summary["notes"]:
         print(f"Note: {note}")
+    for sign in summary["signs"]:
+        print(f"{sign['severity'].capitalize()}: {Sign.from_json(sign).as_text()}")
     print(f"Open {summary['page']}")
 
 

@@ -23,6 +23,7 @@ def demo_parameters(folder: Path) -> MineParameters:
         finetune_steps=600,
         learning_rate=2e-3,
         schedule="cosine",
+        preview_every=600,
         draws=32,
         before_shards=-1,
         k=8,

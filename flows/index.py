@@ -2,29 +2,64 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from prefect import flow
 
+from diffmining_core.images.sources import check_source
+from diffmining_core.recipes import MINED, TRAIN
+from diffmining_core.store.ledger import finished
+from diffmining_core.store.roots import open_root
 from flows.checks import check_dataset
 from flows.parameters import IndexParameters
-from tasks.finetune import dataset_counts
-from tasks.index import dataset_shards, index
+from tasks.index import Shard, dataset_counts, dataset_shards, index
+from tasks.units import Done
 
 
 @flow(name="index", flow_run_name="index {parameters.dataset}", log_prints=True)
 def index_dataset(parameters: IndexParameters) -> dict[str, Any]:
-    """Read and check what is new in the dataset; returns the numbers of what it now holds."""
+    """Read and check what is new in the dataset; returns the numbers of what it now holds.
+
+    Those of the images that are mined; under `train` those of the others that a recipe trains on.
+    """
     check_dataset(parameters)
-    units = index(
-        parameters.root, parameters.dataset, parameters.shard_rows, parameters.max_bad_share
-    )
-    dataset = dataset_shards(parameters.root, units[-1].key)
+    recipe = parameters.chosen_recipe()
+    if not recipe.trains_on_others:
+        return split_numbers(parameters, MINED)
+    check_source(parameters.dataset, recipe.layout(TRAIN))
+    return {**split_numbers(parameters, MINED), TRAIN: split_numbers(parameters, TRAIN)}
+
+
+def split_numbers(parameters: IndexParameters, split: str) -> dict[str, Any]:
+    """The numbers of one split, once it is indexed."""
+    units, dataset = index_split(parameters, split)
+    state = units[-1]
     return {
         "images": sum(shard.images for shard in dataset),
+        "pairs": sum(shard.pairs for shard in dataset),
         "set_aside": sum(shard.set_aside for shard in dataset),
+        "left_out": finished(open_root(parameters.root), state.stage, state.key).facts["left_out"],
         "declared": sum(shard.declared for shard in dataset),
         "shards": len(dataset),
         "indexed": sum(unit.computed for unit in units[:-1]),
         "labels": dataset_counts(dataset),
     }
+
+
+def index_split(
+    parameters: IndexParameters, split: str, indexed: Callable[..., list[Done]] = index
+) -> tuple[list[Done], list[Shard]]:
+    """The units and shards of one split of the dataset, what is new in it read and published.
+
+    indexed: the task, or its function where there is no server to tell of it.
+    """
+    units = indexed(
+        parameters.root,
+        parameters.dataset,
+        parameters.recipe,
+        split,
+        parameters.shard_rows,
+        parameters.max_bad_share,
+    )
+    return units, dataset_shards(parameters.root, units[-1].key, units[-1].stage)

@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,11 +16,14 @@ from prefect.client.schemas.objects import State
 
 from diffmining_core.images.shards import check_labels
 from diffmining_core.models.files import find_model, model_geometry
+from diffmining_core.recipes import MINED, TRAIN
+from diffmining_core.signs import Sign
 from diffmining_core.store.ledger import CorruptFileError, Manifest, is_intact, published, retract
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
 from flows.checks import check_inputs
 from flows.fan_out import run_missing
+from flows.index import index_split
 from flows.parameters import MineParameters
 from tasks.clusters import clusters, clusters_unit, lowered_k
 from tasks.evaluation import (
@@ -32,7 +35,6 @@ from tasks.evaluation import (
 )
 from tasks.features import features, features_unit
 from tasks.finetune import (
-    dataset_counts,
     finetune,
     finetune_unit,
     finetuned_before,
@@ -40,18 +42,19 @@ from tasks.finetune import (
     shards_trained_on,
     trained_on,
 )
-from tasks.index import Shard, dataset_shards, index
+from tasks.index import Shard, dataset_counts
 from tasks.models import ModelReference, base_model, choose_device
 from tasks.patches import patches, patches_unit
 from tasks.report import (
-    Results,
     publish_page,
     publish_summary,
     report,
     report_unit,
     summarised_report,
 )
+from tasks.results import Results
 from tasks.selection import label_digests, select, selection_unit
+from tasks.signs import found_signs, signs, signs_unit
 from tasks.typicality import set_aside_count, typicality, wanted_unit
 from tasks.units import CorruptUnitsError, Done
 from tasks.verification import retract_all, verify
@@ -87,37 +90,42 @@ def mine(parameters: MineParameters) -> dict[str, Any]:
 
 def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
     """One pass through all stages, each computing what is missing; returns the summary."""
-    root = parameters.root
+    root, settings = parameters.root, parameters.settings()
     with run.stage("index"):
-        units = run.add(
-            index(root, parameters.dataset, parameters.shard_rows, parameters.max_bad_share)
-        )
-        dataset = dataset_shards(root, units[-1].key)
+        units, dataset = index_split(parameters, MINED)
+        run.add(units)
         counts = dataset_counts(dataset)
         check_labels(counts, parameters.min_images)
-        base = base_model(parameters.model)
-        geometry = model_geometry(find_model(parameters.model))
-        size, cell = parameters.size or geometry.size, geometry.cell
+        trained = dataset
+        if settings.finetune_steps and settings.recipe.trains_on_others:
+            units, trained = index_split(parameters, TRAIN)
+            run.add(units)
+        base = base_model(parameters.model_source())
+        geometry = model_geometry(find_model(parameters.model_source()))
+        size, cell = settings.size or geometry.size, geometry.cell
 
     with run.stage("finetune"):
-        model, notes = finetune_model(parameters, dataset, base, size, run)
+        model, notes = finetune_model(parameters, trained, size, run)
     for note in notes:
         get_run_logger().warning(note)
 
-    compared = shards_trained_on(root, model, dataset)
-    if parameters.before_shards >= 0:
+    compared = dataset if trained is not dataset else shards_trained_on(root, model, dataset)
+    if model == base:
+        compared = []
+    elif parameters.before_shards >= 0:
         compared = compared[: parameters.before_shards]
-    after_keys, before_keys = measure(parameters, dataset, model, compared, base, size, run)
+    sides = {"typicality": (dataset, model), "typicality_before": (compared, base)}
+    after_keys, before_keys = measure(parameters, sides, size, run)
     unusable = set_aside_count(root, dataset, after_keys)
 
     with run.stage("patches"):
         patch_options = parameters.patch_options(size, cell)
         picked = pick_patches(parameters, [*after_keys, *before_keys], patch_options, run)
     with run.stage("selection"):
-        sides = [(dataset, [picked[key] for key in after_keys])]
+        chosen_from = [(dataset, [picked[key] for key in after_keys])]
         if compared:
-            sides.append((compared, [picked[key] for key in before_keys]))
-        selection, *before = choose(parameters, sides, run)
+            chosen_from.append((compared, [picked[key] for key in before_keys]))
+        selection, *before = choose(parameters, chosen_from, run)
 
     digests = label_digests(root, selection)
     with run.stage("features"):
@@ -129,7 +137,7 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
 
     results = Results(
         dataset=tuple(dataset),
-        images=sum(counts.values()) - unusable,
+        images=sum(shard.images for shard in dataset) - unusable,
         size=size,
         typicality=tuple(after_keys),
         selection=selection,
@@ -148,11 +156,16 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
             (done,) = run.add([evaluate(root, truth_url, digest, results, cell)])
             truth = measured_truth(root, done.key)
 
+    with run.stage("signs"):
+        unit = signs_unit(results, cell)
+        plan_stage(open_root(root), unit.stage, [unit.key])
+        (done,) = run.add([signs(root, results, cell)])
+        seen = done.key
     with run.stage("report"):
         facts = page_facts(parameters, results, patch_options["size"], notes)
-        unit = report_unit(results, facts, truth)
+        unit = report_unit(results, facts, truth, seen)
         plan_stage(open_root(root), unit.stage, [unit.key])
-        (done,) = run.add([report(root, page_title(parameters), results, facts, truth)])
+        (done,) = run.add([report(root, page_title(parameters), results, facts, truth, seen)])
         page = publish_page(root, done.key)
 
     summary = {
@@ -163,6 +176,7 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
         "labels": counts,
         "shards": len(dataset),
         "notes": notes,
+        "signs": [sign.as_json() for sign in found_signs(root, seen)],
         "report": done.key,
         "page": page,
     }
@@ -230,26 +244,24 @@ class RunLedger:
 
 
 def finetune_model(
-    parameters: MineParameters,
-    dataset: list[Shard],
-    base: ModelReference,
-    size: int,
-    run: RunLedger,
+    parameters: MineParameters, trained: list[Shard], size: int, run: RunLedger
 ) -> tuple[ModelReference, list[str]]:
     """The model to mine with, and sentences about it that its user should read."""
-    if parameters.finetune_steps == 0:
-        return base, []
-    options = parameters.finetune_options(size)
-    kept = finetuned_before(parameters.root, dataset, base, options)
-    current = {shard.content_id for shard in dataset}
+    start = base_model(parameters.start_source())
+    if parameters.settings().finetune_steps == 0:
+        return start, []
+    root, options = parameters.root, parameters.finetune_options(size)
+    kept = finetuned_before(root, trained, start, options)
+    current = {shard.content_id for shard in trained}
     if kept is None or (parameters.retrain and set(kept.inputs[1:]) != current):
-        unit = finetune_unit(dataset, base, options)
-        plan_stage(open_root(parameters.root), unit.stage, [unit.key])
+        unit = finetune_unit(trained, start, options)
+        plan_stage(open_root(root), unit.stage, [unit.key])
         device = choose_device(parameters.device)
-        (done,) = run.add([finetune(parameters.root, dataset, base, options, device)])
-        return finetuned_model(parameters.root, base, done.key), []
-    plan_stage(open_root(parameters.root), kept.stage, [kept.key])
-    return finetuned_model(parameters.root, base, kept.key), notes_on_kept(kept, dataset)
+        running = parameters.finetune_running()
+        (done,) = run.add([finetune(root, trained, start, options, running, device)])
+        return finetuned_model(root, start, done.key), []
+    plan_stage(open_root(root), kept.stage, [kept.key])
+    return finetuned_model(root, start, kept.key), notes_on_kept(kept, trained)
 
 
 def notes_on_kept(kept: Manifest, dataset: list[Shard]) -> list[str]:
@@ -277,19 +289,19 @@ def notes_on_kept(kept: Manifest, dataset: list[Shard]) -> list[str]:
 
 def measure(
     parameters: MineParameters,
-    dataset: list[Shard],
-    model: ModelReference,
-    compared: list[Shard],
-    base: ModelReference,
+    sides: Mapping[str, tuple[Sequence[Shard], ModelReference]],
     size: int,
     run: RunLedger,
-) -> tuple[list[str], list[str]]:
-    """The keys of the maps of the dataset, and of the compared shards before finetuning."""
+) -> list[list[str]]:
+    """The keys of the maps of each side: some shards under one model, by the name of its time."""
     root, options = parameters.root, parameters.typicality_options(size)
     there = published(open_root(root), "typicality")
-    after = [(wanted_unit(shard, model, options, there), (shard, model)) for shard in dataset]
-    before = [(wanted_unit(shard, base, options, there), (shard, base)) for shard in compared]
-    plan_stage(open_root(root), "typicality", [unit.key for unit, _ in [*after, *before]])
+    work = {
+        name: [(wanted_unit(shard, model, options, there), (shard, model)) for shard in shards]
+        for name, (shards, model) in sides.items()
+    }
+    keys = [unit.key for units in work.values() for unit, _ in units]
+    plan_stage(open_root(root), "typicality", keys)
 
     def measure_shard(work: tuple[Shard, ModelReference]) -> State[Done]:
         device = choose_device(parameters.device)
@@ -303,11 +315,13 @@ def measure(
             return_state=True,
         )
 
-    with run.stage("typicality"):
-        measured = run.add(run_missing(after, there, measure_shard))
-    with run.stage("typicality_before"):
-        measured_before = run.add(run_missing(before, there, measure_shard))
-    return [unit.key for unit in measured], [unit.key for unit in measured_before]
+    measured = []
+    for name, units in work.items():
+        with run.stage(name):
+            measured.append(
+                [done.key for done in run.add(run_missing(units, there, measure_shard))]
+            )
+    return measured
 
 
 def pick_patches(
@@ -343,7 +357,7 @@ def embed(
 ) -> dict[str, str]:
     """The keys of the features of each label's highest patches."""
     root = parameters.root
-    options = {"prompt": parameters.prompt, "size": size, "seed": parameters.seed}
+    options = parameters.features_options(size)
     work = [
         (features_unit(label, digest, model, options), (label, digest))
         for label, digest in digests.items()
@@ -388,10 +402,12 @@ def page_facts(
     parameters: MineParameters, results: Results, patch_size: int, notes: list[str]
 ) -> dict[str, Any]:
     """How the page was made, for its readers."""
+    settings = parameters.settings()
     return {
         "notes": notes,
         "dataset": {
             "folder": parameters.dataset,
+            **({"recipe": settings.recipe.title} if parameters.recipe else {}),
             "images": results.images,
             "set aside": sum(shard.images + shard.set_aside for shard in results.dataset)
             - results.images,
@@ -399,14 +415,14 @@ def page_facts(
         },
         "model": {
             "base": parameters.model,
-            "prompt": parameters.prompt,
-            "null prompt": parameters.null_prompt or "(empty)",
-            "finetuning steps": parameters.finetune_steps,
+            "prompt": settings.prompts.conditioned,
+            "null prompt": settings.prompts.null or "(empty)",
+            "finetuning steps": settings.finetune_steps,
             "image size": f"{results.size} px",
         },
         "typicality": {
             "draws": parameters.draws,
-            "timesteps": f"{parameters.t_min} to {parameters.t_max}",
+            "timesteps": "{} to {}".format(*settings.t_range),
             "seed": parameters.seed,
         },
         "patches": {
@@ -425,7 +441,7 @@ def peak_memory_mb() -> int:
 
 
 def summary_markdown(summary: dict[str, Any]) -> str:
-    """The summary as a table for the Prefect UI."""
+    """The summary as a table for the Prefect UI, and what to doubt about it."""
     rows = [
         ("images", summary["images"]),
         ("set aside", summary["set_aside"]),
@@ -434,4 +450,6 @@ def summary_markdown(summary: dict[str, Any]) -> str:
         ("seconds", summary["seconds"]),
         ("page", summary["page"]),
     ]
-    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+    table = "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+    said = [f"- {Sign.from_json(sign).as_text()}" for sign in summary["signs"]]
+    return "\n".join([table, "", "**Signs of failure**", "", *said]) if said else table

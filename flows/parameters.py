@@ -1,10 +1,25 @@
-"""What a person can set when mining: the form in the Prefect UI and the options of the command."""
+"""What a person can set: the forms in the Prefect UI and the options of the commands."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from diffmining_core.errors import InputError
+from diffmining_core.models.files import ModelSource
+from diffmining_core.models.prompts import PromptTemplate
+from diffmining_core.recipes import Recipe, load_recipe, plain_recipe
+
+OWN_TEXT_ENCODER = "own"
+"""Said in place of a text encoder: the model's own, whatever the recipe names."""
+
+FINETUNE_STEPS, FINETUNE_BATCH = 5000, 32
+"""Where neither the user nor the recipe says."""
+
+EIGHTHS = (1, 2, 4, 6, 8)
+"""Of the finetuning, where models are looked at if nobody says: early steps change most."""
 
 
 class IndexParameters(BaseModel):
@@ -16,53 +31,259 @@ class IndexParameters(BaseModel):
         str,
         Field(
             description="Folder with a sub-folder of images per label, CSV or Parquet manifest, "
-            "WebDataset tars or Parquet files with images: a path, URL or pattern."
+            "WebDataset tars or Parquet files with images: a path, URL or pattern. With a recipe: "
+            "the folder of the published dataset."
         ),
     ]
     root: Annotated[
         str, Field(description="Folder or URL for the results; rerun with the same to go on.")
     ]
+    recipe: Annotated[
+        str | None,
+        Field(
+            description="How a published dataset lies and is mined: cardb, ftt, g3, places, xray "
+            "(see `diffmining recipes`), or a recipe file of your own."
+        ),
+    ] = None
     shard_rows: Annotated[int, Field(ge=1, description="Images per dataset shard.")] = 1000
     max_bad_share: Annotated[
         float,
         Field(ge=0, le=1, description="Share of unusable images from which a shard fails."),
     ] = 0.25
 
+    def chosen_recipe(self) -> Recipe:
+        """The recipe named, or the plain one; InputError if there is no such recipe."""
+        return load_recipe(self.recipe) if self.recipe else plain_recipe()
 
-class MineParameters(IndexParameters):
-    """Mine what is typical of each label of a dataset."""
+
+@dataclass(frozen=True)
+class Settings:
+    """What the recipe says, and what the user said in place of it."""
+
+    recipe: Recipe
+    prompts: PromptTemplate
+    """Of typicality and DIFT."""
+    training_prompts: PromptTemplate
+    """Of finetuning: another pair only with the released code's prompts."""
+    size: int | None
+    null_share: float
+    t_range: tuple[float, float]
+    patch_size: int | None
+    text_encoder: str | None
+    finetune_steps: int
+    finetune_batch: int
+
+
+class FinetuneParameters(IndexParameters):
+    """Finetune a model on a dataset."""
 
     model: Annotated[
         str,
-        Field(description="Hub id or folder of a Stable Diffusion pipeline, or 'tiny'."),
+        Field(
+            description="A Stable Diffusion pipeline: 'tiny', a hub id (with @REVISION if wanted), "
+            "a folder or a URL."
+        ),
     ] = "tiny"
+    text_encoder: Annotated[
+        str | None,
+        Field(
+            description="CLIP model whose text encoder takes the place of the model's for "
+            "finetuning (hub id, folder or URL), 'own' for none; the recipe's if unset."
+        ),
+    ] = None
+    lora: Annotated[
+        str | None,
+        Field(description="LoRA weights to merge into the model: file, folder, URL or hub id."),
+    ] = None
+    prompts: Annotated[
+        Literal["paper", "official"],
+        Field(description="The recipe's prompts: the paper's, or those of the released code."),
+    ] = "paper"
     prompt: Annotated[
-        str, Field(description="Prompt with {label} where the label's name goes.")
-    ] = "An image of {label}."
+        str | None,
+        Field(
+            description="Prompt with {label} where the label's name goes; the recipe's, or "
+            "'An image of {label}.', if unset."
+        ),
+    ] = None
     null_prompt: Annotated[
-        str, Field(description="Prompt without the label, against which typicality is measured.")
-    ] = ""
+        str | None,
+        Field(
+            description="Prompt without the label, against which typicality is measured; the "
+            "recipe's, or an empty one, if unset."
+        ),
+    ] = None
     size: Annotated[
         int | None,
-        Field(ge=32, description="Shorter side of the images in pixels; the model's own if unset."),
+        Field(
+            ge=32,
+            description="Shorter side of the images in pixels; the recipe's or the model's own if "
+            "unset.",
+        ),
     ] = None
 
     finetune_steps: Annotated[
-        int, Field(ge=0, description="Finetuning steps; 0 mines with the model as it is.")
-    ] = 5000
-    finetune_batch: Annotated[int, Field(ge=1, description="Images per finetuning step.")] = 32
+        int | None,
+        Field(
+            ge=0,
+            description="Finetuning steps, 0 for none; the recipe's, or 5000, if unset.",
+        ),
+    ] = None
+    finetune_batch: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            description="Images per finetuning step, over all devices; the recipe's, or 32, if "
+            "unset.",
+        ),
+    ] = None
     learning_rate: Annotated[float, Field(gt=0, description="AdamW's peak learning rate.")] = 1e-4
     schedule: Annotated[
         Literal["constant", "cosine"],
         Field(description="Learning rate: constant, or warm-up and cosine decay."),
     ] = "constant"
     null_share: Annotated[
-        float,
-        Field(ge=0, lt=1, description="Share of training prompts replaced by the null prompt."),
-    ] = 0.05
+        float | None,
+        Field(
+            ge=0,
+            lt=1,
+            description="Share of training prompts replaced by the null prompt; the recipe's, or "
+            "0.05, if unset.",
+        ),
+    ] = None
     lora_rank: Annotated[
         int, Field(ge=0, description="Train a LoRA of this rank; 0 trains all UNet weights.")
     ] = 0
+    ema_decay: Annotated[
+        float,
+        Field(
+            ge=0,
+            lt=1,
+            description="Decay of the running mean of the weights that is kept as the model, such "
+            "as 0.9999; 0 keeps the last weights.",
+        ),
+    ] = 0.0
+    sampling: Annotated[
+        Literal["natural", "balanced"],
+        Field(description="Images as often as they are there, or each label equally often."),
+    ] = "natural"
+    held_out: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Images kept out of training, to see overfitting; never more than a tenth.",
+        ),
+    ] = 32
+    seed: Annotated[int, Field(ge=0, description="Seed of everything random.")] = 42
+
+    micro_batch: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Images at once on a device when finetuning, while the gradients of the "
+            "batch accumulate; 0 for all at once.",
+        ),
+    ] = 0
+    gradient_checkpointing: Annotated[
+        bool, Field(description="Finetune with less memory, a third slower.")
+    ] = False
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(description="Of the arithmetic in finetuning: auto is bfloat16 on GPUs."),
+    ] = "auto"
+    processes: Annotated[
+        int, Field(ge=1, description="Processes that finetune together, one per GPU.")
+    ] = 1
+    checkpoint_every: Annotated[
+        int, Field(ge=1, description="Finetuning steps between checkpoints.")
+    ] = 200
+    checkpoints_kept: Annotated[
+        int, Field(ge=1, description="Checkpoints that are kept while finetuning.")
+    ] = 2
+    evaluate_every: Annotated[
+        int, Field(ge=1, description="Finetuning steps between losses on the images held out.")
+    ] = 100
+    preview_every: Annotated[
+        int, Field(ge=0, description="Finetuning steps between pictures per label; 0 for none.")
+    ] = 1000
+    previews_per_label: Annotated[
+        int, Field(ge=1, description="Pictures per label in each preview.")
+    ] = 4
+    device: Annotated[
+        str, Field(description="'auto', 'cpu', 'cuda' or a numbered one such as 'cuda:1'.")
+    ] = "auto"
+
+    def settings(self) -> Settings:
+        """The recipe's values where nothing is set here; InputError for an unknown recipe."""
+        recipe = self.chosen_recipe()
+        steps = _first(self.finetune_steps, recipe.finetune_steps, FINETUNE_STEPS)
+        text_encoder = self.text_encoder
+        if text_encoder is None and steps:
+            text_encoder = recipe.text_encoder
+        return Settings(
+            recipe=recipe,
+            prompts=self._said(recipe.official_typicality),
+            training_prompts=self._said(recipe.official_training),
+            size=_first(self.size, recipe.size),
+            null_share=_first(self.null_share, recipe.null_share),
+            t_range=recipe.t_range,
+            patch_size=recipe.patch_size,
+            text_encoder=None if text_encoder == OWN_TEXT_ENCODER else text_encoder,
+            finetune_steps=steps,
+            finetune_batch=_first(self.finetune_batch, recipe.finetune_batch, FINETUNE_BATCH),
+        )
+
+    def _said(self, official: PromptTemplate) -> PromptTemplate:
+        pair = official if self.prompts == "official" else self.chosen_recipe().prompts
+        if self.prompt is not None:
+            pair = replace(pair, conditioned=self.prompt)
+        return pair if self.null_prompt is None else replace(pair, null=self.null_prompt)
+
+    def model_source(self) -> ModelSource:
+        """The model before finetuning, with its own text encoder."""
+        return ModelSource(self.model, lora=self.lora)
+
+    def start_source(self) -> ModelSource:
+        """The model that is finetuned, or mined as it is."""
+        return replace(self.model_source(), text_encoder=self.settings().text_encoder)
+
+    def finetune_options(self, size: int) -> dict[str, Any]:
+        """What decides a finetuned model, beside the model it starts from and the images."""
+        settings = self.settings()
+        return {
+            "steps": settings.finetune_steps,
+            "batch_size": settings.finetune_batch,
+            "learning_rate": self.learning_rate,
+            "schedule": self.schedule,
+            "null_share": settings.null_share,
+            "lora_rank": self.lora_rank,
+            "ema_decay": self.ema_decay,
+            "sampling": self.sampling,
+            "held_out": self.held_out,
+            "crop": settings.recipe.crop,
+            "size": size,
+            "seed": self.seed,
+            **settings.training_prompts.as_options(),
+        }
+
+    def finetune_running(self) -> dict[str, Any]:
+        """How finetuning runs, which decides nothing but its speed, memory and pictures."""
+        return {
+            "micro_batch": self.micro_batch,
+            "gradient_checkpointing": self.gradient_checkpointing,
+            "precision": self.precision,
+            "processes": self.processes,
+            "checkpoint_every": self.checkpoint_every,
+            "checkpoints_kept": self.checkpoints_kept,
+            "evaluate_every": self.evaluate_every,
+            "preview_every": self.preview_every,
+            "previews_per_label": self.previews_per_label,
+        }
+
+
+class MineParameters(FinetuneParameters):
+    """Mine what is typical of each label of a dataset."""
+
     retrain: Annotated[
         bool,
         Field(description="Finetune anew when the dataset has grown, not keep the model it has."),
@@ -72,11 +293,23 @@ class MineParameters(IndexParameters):
         int, Field(ge=2, description="Draws of (noise, timestep) per image: N of the paper.")
     ] = 100
     t_min: Annotated[
-        float, Field(ge=0, le=1, description="Least timestep, as a share of the 1000 steps.")
-    ] = 0.1
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="Least timestep, as a share of the 1000 steps; the recipe's, or 0.1, if "
+            "unset.",
+        ),
+    ] = None
     t_max: Annotated[
-        float, Field(ge=0, le=1, description="End of the timesteps, as a share of the 1000 steps.")
-    ] = 0.7
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="End of the timesteps, as a share of the 1000 steps; the recipe's, or 0.7, "
+            "if unset.",
+        ),
+    ] = None
     before_shards: Annotated[
         int,
         Field(
@@ -90,7 +323,11 @@ class MineParameters(IndexParameters):
 
     patch_size: Annotated[
         int | None,
-        Field(ge=8, description="Side of a patch in pixels; chosen by the image size if unset."),
+        Field(
+            ge=8,
+            description="Side of a patch in pixels; the recipe's, or chosen by the image size, if "
+            "unset.",
+        ),
     ] = None
     patches_per_image: Annotated[int, Field(ge=1, description="Patches taken per image.")] = 5
     top: Annotated[int, Field(ge=1, description="Patches kept per label.")] = 1000
@@ -114,45 +351,73 @@ class MineParameters(IndexParameters):
     min_images: Annotated[
         int, Field(ge=1, description="Fewest good images that a label may have.")
     ] = 2
-    seed: Annotated[int, Field(ge=0, description="Seed of everything random.")] = 42
-    device: Annotated[
-        str, Field(description="'auto', 'cpu', 'cuda' or a numbered one such as 'cuda:1'.")
-    ] = "auto"
 
-    def finetune_options(self, size: int) -> dict[str, Any]:
-        """What decides a finetuned model, beside the base model and the images."""
-        return {
-            "steps": self.finetune_steps,
-            "batch_size": self.finetune_batch,
-            "learning_rate": self.learning_rate,
-            "schedule": self.schedule,
-            "null_share": self.null_share,
-            "lora_rank": self.lora_rank,
-            "size": size,
-            "seed": self.seed,
-            "prompt": self.prompt,
-            "null_prompt": self.null_prompt,
-        }
+    def settings(self) -> Settings:
+        """As for finetuning, and with the timesteps and patch size of mining."""
+        settings = super().settings()
+        t_min, t_max = settings.t_range
+        return replace(
+            settings,
+            t_range=(_first(self.t_min, t_min), _first(self.t_max, t_max)),
+            patch_size=_first(self.patch_size, settings.patch_size),
+        )
 
     def typicality_options(self, size: int) -> dict[str, Any]:
         """What decides a typicality map, beside the model and the image."""
+        settings = self.settings()
         return {
-            "prompt": self.prompt,
-            "null_prompt": self.null_prompt,
+            **settings.prompts.as_options(),
             "size": size,
             "draws": self.draws,
-            "t_range": [self.t_min, self.t_max],
+            "t_range": list(settings.t_range),
             "seed": self.seed,
         }
+
+    def features_options(self, size: int) -> dict[str, Any]:
+        """What decides the features of a patch, beside the model and the image."""
+        return {**self.settings().prompts.as_options(), "size": size, "seed": self.seed}
 
     def patch_options(self, size: int, cell: int) -> dict[str, Any]:
         """What decides the patches of a map."""
         return {
-            "size": self.patch_size or default_patch_size(size),
+            "size": self.settings().patch_size or default_patch_size(size),
             "per_image": self.patches_per_image,
             "seed": self.seed,
             "cell": cell,
         }
+
+
+class StudyParameters(MineParameters):
+    """Mine with the model as it is at several steps of one finetuning."""
+
+    at: Annotated[
+        tuple[int, ...],
+        Field(
+            description="Finetuning steps to mine at; before finetuning (0) always. An eighth, a "
+            "quarter, half, three quarters and the end if empty."
+        ),
+    ] = ()
+    masks: Annotated[
+        str | None,
+        Field(
+            description="Folder of masks LABEL/STEM.png, the known answer for images "
+            "LABEL/STEM.jpg; the dataset's truth.parquet if unset."
+        ),
+    ] = None
+    shards: Annotated[
+        int, Field(ge=-1, description="Dataset shards that are mined; -1 for all.")
+    ] = -1
+
+    def snapshots(self) -> list[int]:
+        """The steps whose models are looked at, ascending, without 0."""
+        steps = self.settings().finetune_steps
+        wanted = sorted(set(self.at) - {0}) or sorted({steps * part // 8 for part in EIGHTHS} - {0})
+        if not wanted or not 0 < wanted[0] <= wanted[-1] <= steps:
+            raise InputError(
+                f"at should be steps from 1 to finetune_steps ({steps}), but is {list(self.at)}; "
+                "with no finetuning there is nothing to study."
+            )
+        return wanted
 
 
 def default_patch_size(size: int) -> int:
@@ -160,3 +425,8 @@ def default_patch_size(size: int) -> int:
     if size >= 512:
         return 64
     return 50 if size >= 256 else max(8, 3 * size // 16)
+
+
+def _first(*values: Any) -> Any:
+    """The first value that is set, None if none is."""
+    return next((value for value in values if value is not None), None)

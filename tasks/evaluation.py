@@ -25,7 +25,7 @@ from diffmining_core.store.roots import Root, filesystem, open_root
 from diffmining_core.store.units import Unit
 from tasks import typicality
 from tasks.index import Shard, good_images
-from tasks.report import Results, current_clusters
+from tasks.results import Results, current_clusters
 from tasks.selection import selected
 from tasks.units import Done, fill, stage_task
 

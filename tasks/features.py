@@ -26,7 +26,7 @@ Place = tuple[str, int, int]
 
 
 def features_unit(label: str, digest: str, model: ModelReference, options: dict[str, Any]) -> Unit:
-    """The unit of one label's highest patches; `options` are prompt, size and seed."""
+    """The unit of one label's highest patches; `options` are the prompts, size and seed."""
     return Unit(STAGE, ALGO, (digest, model.digest), {"label": label, **options})
 
 
@@ -82,7 +82,7 @@ def _embed(
 
     pipeline = loaded(root, model, device)
     before = pipeline.unet_forwards
-    prompt_embeds = pipeline.embed_prompts([PromptTemplate(options["prompt"]).of(label)])[0]
+    prompt_embeds = pipeline.embed_prompts([PromptTemplate.from_options(options).of(label)])[0]
     with Progress(f"features {label}", len(missing), "images") as progress:
         for (image_id, uri), places in missing.items():
             vectors = image_features(

@@ -2,77 +2,68 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
+import shutil
 import tempfile
-from bisect import bisect_right
-from collections.abc import Sequence
-from functools import lru_cache
-from itertools import accumulate
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from diffmining_core import models
-from diffmining_core.errors import ImageError, InputError
-from diffmining_core.images.pixels import load_pixels
-from diffmining_core.images.shards import ShardImage
-from diffmining_core.models.files import model_digest
-from diffmining_core.models.prompts import PromptTemplate
-from diffmining_core.store.checkpoints import RootCheckpoints
-from diffmining_core.store.ledger import Attempt, Manifest, finished, read_json, read_manifests
+from diffmining_core import finetuning
+from diffmining_core.errors import InputError
+from diffmining_core.finetuning.losses import History
+from diffmining_core.finetuning.options import FinetuneOptions, FinetuneRunning
+from diffmining_core.store.ledger import (
+    Attempt,
+    Manifest,
+    finished,
+    read_bytes,
+    read_json,
+    read_manifests,
+)
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
-from tasks.index import Shard, good_images
+from tasks.finetune_process import (
+    HELD_OUT,
+    LOSSES,
+    MODEL,
+    PREVIEWS,
+    SNAPSHOTS,
+    UNIT_FOLDER,
+    FinetuneJob,
+    kept_at,
+    log_folder,
+    train_in_processes,
+    train_job,
+)
+from tasks.index import Shard
 from tasks.models import Device, ModelReference
 from tasks.progress import Progress
 from tasks.units import Done, fill, stage_task
 
+if TYPE_CHECKING:
+    from diffmining_core.finetuning.listener import Listener
+
 STAGE = "finetune"
-LOSSES = "losses.json"
-STEPS_BETWEEN_CHECKPOINTS = 200
+DETAILS = "details"
+"""The parameter of a unit that says which details its images had."""
 
 logger = logging.getLogger(__name__)
 
 
-class ShardImages:
-    """The good images of many shards by index; a few shards' tables in memory at a time."""
-
-    def __init__(self, root: str, dataset: Sequence[Shard], size: int) -> None:
-        self.size = size
-        self.ends = list(accumulate(shard.images for shard in dataset))
-        opened = open_root(root)
-        self._images = lru_cache(maxsize=64)(lambda place: good_images(opened, dataset[place]))
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def load(self, index: int) -> tuple[npt.NDArray[np.uint8], str]:
-        """The model-size image uint8 [h, w, 3] and its label.
-
-        In place of one that nobody had opened before and that cannot be used comes the next; it is
-        set aside by name where its typicality would be measured.
-        """
-        for other in range(index, index + len(self)):
-            image = self._image(other % len(self))
-            try:
-                return load_pixels(image.uri, self.size, image.image_id), image.label
-            except ImageError as error:
-                if not image.declared:
-                    raise
-                logger.warning("finetuning goes on without an image: %s", error)
-        raise InputError(f"none of the {len(self)} images can be used; see the log for the reasons")
-
-    def _image(self, index: int) -> ShardImage:
-        place = bisect_right(self.ends, index)
-        return self._images(place)[index - self.ends[place]]
-
-
 def finetune_unit(dataset: Sequence[Shard], base: ModelReference, options: dict[str, Any]) -> Unit:
-    """The unit of one base model, choice of shards and options (`FinetuneOptions` and prompts)."""
+    """The unit of one base model, choice of shards and options (`FinetuneOptions` and prompts).
+
+    The images' details enter where the prompts say them.
+    """
     content = sorted(shard.content_id for shard in dataset)
-    return Unit(STAGE, models.ALGO, (base.digest, *content), options)
+    noted = sorted(shard.details_id for shard in dataset if shard.details_id)
+    details = {}
+    if noted and "detailed_prompt" in options:
+        details[DETAILS] = hashlib.sha256("\n".join(noted).encode()).hexdigest()
+    return Unit(STAGE, finetuning.ALGO, (base.digest, *content), {**options, **details})
 
 
 @stage_task(STAGE)
@@ -81,69 +72,86 @@ def finetune(
     dataset: Sequence[Shard],
     base: ModelReference,
     options: dict[str, Any],
+    running: dict[str, Any],
     device: Device,
 ) -> Done:
-    """Train and publish a complete diffusers folder with its losses and a card."""
+    """Train and publish a complete diffusers folder with its losses, snapshots, logs and a card.
+
+    running: `FinetuneRunning`, which is in no key.
+    """
     unit = finetune_unit(dataset, base, options)
+    job = FinetuneJob(
+        root=root,
+        folder=f"{STAGE}/{unit.key}",
+        dataset=tuple(dataset),
+        source=base.source,
+        device=device.name,
+        options=options,
+        running=FinetuneRunning(**running),
+    )
 
     def produce(attempt: Attempt) -> None:
-        import torch
-
-        from diffmining_core.models.card import model_card
-        from diffmining_core.models.finetune import FinetuneOptions, merge_lora
-        from diffmining_core.models.finetune import finetune as train
-        from diffmining_core.models.pipelines import load_pipeline
-
-        # Weights stay in float32 while they are trained; autocast lowers the arithmetic.
-        pipeline = load_pipeline(base.name, device.name, torch.float32)
-        train_options = FinetuneOptions(
-            **{k: v for k, v in options.items() if k not in ("prompt", "null_prompt")}
-        )
-        images = ShardImages(root, dataset, train_options.size)
-        checkpoints = RootCheckpoints(
-            open_root(root), f"{STAGE}/{unit.key}/checkpoints", STEPS_BETWEEN_CHECKPOINTS
-        )
-        with Progress("finetune", train_options.steps, "steps") as progress:
-
-            def on_step(step: int, loss: float) -> None:
-                if progress.bar.n < step:
-                    progress.start_at(step)  # gone on from a checkpoint
-                progress.advance(1, f"loss {loss:.4f}")
-
-            losses = train(
-                pipeline,
-                images,
-                PromptTemplate(options["prompt"], options["null_prompt"]),
-                train_options,
-                checkpoints,
-                on_step,
-            )
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
-            if train_options.lora_rank:
-                merge_lora(pipeline, folder)
-            pipeline.save(folder)
-            (folder / "README.md").write_text(
-                model_card(base.name, options, dataset_counts(dataset), losses)
-            )
-            attempt.facts["digest"] = model_digest(folder)
-            attempt.write_folder(folder, "model")
-        attempt.write_json(LOSSES, [round(float(loss), 6) for loss in losses])
-        attempt.facts["labels"] = sorted(dataset_counts(dataset))
-        attempt.counts["images"] = len(images)
-        attempt.counts["unet_forwards"] = pipeline.unet_forwards
-        checkpoints.remove()
+            _train(job, folder)
+            attempt.write_folder(folder / UNIT_FOLDER)
+            facts = json.loads((folder / "facts.json").read_text())
+        attempt.counts.update(facts.pop("counts"))
+        attempt.facts.update(facts)
+        # All that an unfinished finetuning keeps lies below its checkpoints.
+        kept_at(root, job.folder, None).checkpoints.remove()
+        shutil.rmtree(log_folder(root, job.folder), ignore_errors=True)
 
     return fill(root, unit, produce, device.name)
 
 
-def dataset_counts(dataset: Sequence[Shard]) -> dict[str, int]:
-    """Good images per label over all shards."""
-    counts: dict[str, int] = {}
-    for shard in dataset:
-        for label, count in shard.labels:
-            counts[label] = counts.get(label, 0) + count
-    return counts
+def _train(job: FinetuneJob, folder: Path) -> None:
+    steps = FinetuneOptions.from_options(job.options).steps
+    with Progress("finetune", steps, "steps") as progress:
+        if job.running.processes == 1:
+            train_job(job, folder, [_on_bar(progress)])
+            return
+        _check_devices(job)
+
+        def said(words: Mapping[str, Any]) -> None:
+            if "first" in words:
+                progress.start_at(words["first"])
+            elif "step" in words:
+                progress.advance(1, _figures(words["loss"], words["images_per_second"]))
+            else:
+                logger.warning("%s", words["warning"])
+
+        train_in_processes(job, folder, said)
+
+
+def _on_bar(progress: Progress) -> Listener:
+    from diffmining_core.finetuning.listener import Listener
+
+    class OnBar(Listener):
+        def started(self, first: int) -> None:
+            progress.start_at(first)
+
+        def stepped(self, step: int, history: History, images_per_second: float) -> None:
+            progress.advance(1, _figures(float(history.losses[step]), images_per_second))
+
+    return OnBar()
+
+
+def _figures(loss: float, images_per_second: float) -> str:
+    return f"loss {loss:.4f}, {images_per_second:.3g} images/s"
+
+
+def _check_devices(job: FinetuneJob) -> None:
+    """InputError if the processes cannot have a GPU each."""
+    if not job.device.startswith("cuda"):
+        return
+    import torch
+
+    if (there := torch.cuda.device_count()) < job.running.processes:
+        raise InputError(
+            f"{job.running.processes} processes need as many GPUs, but this machine has {there}; "
+            f"use {there}."
+        )
 
 
 def finetuned_before(
@@ -154,18 +162,20 @@ def finetuned_before(
     A dataset that has grown, shrunk or been corrected keeps the model it has; None if no model has
     seen any of it.
     """
+    current = {shard.content_id for shard in dataset}
     candidates = [
-        (len(trained_on(manifest, dataset)), manifest)
+        (len(trained_on(manifest, dataset)), len(current & set(manifest.inputs[1:])), manifest)
         for manifest in read_manifests(open_root(root), STAGE)
-        if manifest.algo == models.ALGO
-        and manifest.parameters == options
+        if manifest.algo == finetuning.ALGO
+        and {name: v for name, v in manifest.parameters.items() if name != DETAILS} == options
         and manifest.inputs[0] == base.digest
     ]
-    # Of two that have seen as much of it, the one that has seen less beside it.
-    seen, best = max(
+    # Of two that have seen as much of it, the one that has seen more of it as it is now, and then
+    # the one that has seen less beside it.
+    seen, _, best = max(
         candidates,
-        key=lambda pair: (pair[0], -len(pair[1].inputs), pair[1].key),
-        default=(0, None),
+        key=lambda found: (*found[:2], -len(found[2].inputs), found[2].key),
+        default=(0, 0, None),
     )
     return best if seen else None
 
@@ -179,7 +189,18 @@ def trained_on(manifest: Manifest, dataset: Sequence[Shard]) -> list[Shard]:
 def finetuned_model(root: str, base: ModelReference, key: str) -> ModelReference:
     """The reference of a published finetuned model."""
     manifest = finished(open_root(root), STAGE, key)
-    return ModelReference(base.name, manifest.facts["digest"], key)
+    return ModelReference(base.source, manifest.facts["digest"], key, MODEL)
+
+
+def snapshot_model(root: str, base: ModelReference, key: str, step: int) -> ModelReference:
+    """The reference of a published finetuning's model as it was after `step` steps.
+
+    LookupError if that step's was not kept.
+    """
+    digests = finished(open_root(root), STAGE, key).facts["snapshot_digests"]
+    if str(step) not in digests:
+        raise LookupError(f"finetuning {key} kept the models of steps {list(digests)}, not {step}")
+    return ModelReference(base.source, digests[str(step)], key, f"{SNAPSHOTS}/{step}")
 
 
 def shards_trained_on(root: str, model: ModelReference, dataset: Sequence[Shard]) -> list[Shard]:
@@ -189,8 +210,26 @@ def shards_trained_on(root: str, model: ModelReference, dataset: Sequence[Shard]
     return trained_on(finished(open_root(root), STAGE, model.finetuned), dataset)
 
 
-def loss_curve(root: str, key: str) -> list[tuple[int, float]]:
-    """(step, loss) of a published finetuning."""
+def losses(root: str, key: str) -> dict[str, Any]:
+    """The columns of a published finetuning's losses: `History.as_json`."""
+    opened = open_root(root)
+    found: dict[str, Any] = read_json(opened, finished(opened, STAGE, key), LOSSES)
+    return found
+
+
+def last_preview(root: str, key: str) -> tuple[int, bytes] | None:
+    """Step and PNG of a published finetuning's last preview; None if it made none."""
     opened = open_root(root)
     manifest = finished(opened, STAGE, key)
-    return list(enumerate(read_json(opened, manifest, LOSSES)))
+    steps = [Path(name).stem for name in manifest.files if Path(name).parent.name == PREVIEWS]
+    if not steps:
+        return None
+    step = max(map(int, steps))
+    return step, read_bytes(opened, manifest, f"{PREVIEWS}/{step}.png")
+
+
+def held_out_ids(root: str, key: str) -> list[str]:
+    """The image ids that a published finetuning was never trained on."""
+    opened = open_root(root)
+    found: list[str] = read_json(opened, finished(opened, STAGE, key), HELD_OUT)
+    return found

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 from diffmining_core.images import shards
 from diffmining_core.images.shards import FoundImage, KeptShard, KnownShard, ShardImage
 from diffmining_core.images.sources import open_source
+from diffmining_core.recipes import TRAIN, Recipe, load_recipe, plain_recipe
 from diffmining_core.store.ledger import (
     Attempt,
     Manifest,
@@ -32,14 +34,17 @@ from diffmining_core.store.units import Unit
 from tasks.progress import Progress
 from tasks.units import Done, Failures, fill, noted, stage_task
 
-STAGE = "index"
+STAGE, TRAIN_STAGE = "index", "index_train"
+"""The second where a recipe trains on other images than are mined."""
 PUBLISHERS = 8
 """Shards that are published while the next are read: storage elsewhere answers slowly."""
 TABLE = "shard.parquet"
 
 DATASET_STAGE = "dataset"
-DATASET_ALGO = "dataset-1"
+DATASET_ALGO = "dataset-2"
 DATASET_TABLE = "shards.parquet"
+DATASET_STAGES = {STAGE: DATASET_STAGE, TRAIN_STAGE: "dataset_train"}
+"""Of the states of the dataset, by that of its shards."""
 
 DATASET_SCHEMA = pa.schema(
     [
@@ -47,7 +52,9 @@ DATASET_SCHEMA = pa.schema(
         ("indexed_id", pa.string()),  # content id of all rows of its table
         ("content_id", pa.string()),  # content id of the rows that still belong to the dataset
         ("dropped", pa.list_(pa.int32())),  # numbers of the rows that do not
+        ("images", pa.int32()),  # good images
         ("labels", pa.string()),  # JSON: good images per label
+        ("details_id", pa.string()),  # of the details of the rows that still belong
         ("set_aside", pa.int32()),  # images that cannot be used
         ("declared", pa.int32()),  # good images that nobody has opened yet
     ]
@@ -60,16 +67,20 @@ class Shard:
 
     `content_id` names its images and labels whatever their place. Rows that have left the dataset
     since it was indexed, or got another label, are `dropped` (their numbers); with them its content
-    was `indexed_id`. `labels` counts its good images per label.
+    was `indexed_id`. `labels` counts its good images per label; one of several counts in each.
+    `details_id` is for what reads details too, "" where there are none.
     """
 
     key: str
     indexed_id: str
     content_id: str
     dropped: tuple[int, ...]
+    images: int
     labels: tuple[tuple[str, int], ...]
     set_aside: int
     declared: int
+    details_id: str = ""
+    stage: str = STAGE
 
     @property
     def name(self) -> str:
@@ -77,40 +88,60 @@ class Shard:
         return self.key[:8]
 
     @property
-    def images(self) -> int:
-        """Good images."""
+    def pairs(self) -> int:
+        """Good images under each of their labels."""
         return sum(count for _, count in self.labels)
 
 
-def index_unit(found: Sequence[FoundImage]) -> Unit:
+def index_stage(recipe: Recipe, split: str) -> str:
+    """The stage that has the shards of a split."""
+    return TRAIN_STAGE if split == TRAIN and recipe.trains_on_others else STAGE
+
+
+def index_unit(found: Sequence[FoundImage], stage: str = STAGE) -> Unit:
     """The unit of one shard: these images as they were found, in this order."""
     digest = hashlib.sha256()
     for image in found:
         digest.update(repr(image).encode() + b"\n")
-    return Unit(STAGE, shards.ALGO, (), {"files": digest.hexdigest()})
+    return Unit(stage, shards.ALGO, (), {"files": digest.hexdigest()})
 
 
-def dataset_unit(source_digest: str, known: set[str]) -> Unit:
+def corrected_unit(kept: KeptShard, stage: str) -> Unit:
+    """The unit of a shard whose images have other notes than when it was indexed."""
+    digest = hashlib.sha256(repr(kept.corrected).encode()).hexdigest()
+    return Unit(stage, shards.ALGO, (kept.key,), {"notes": digest})
+
+
+def dataset_unit(source_digest: str, known: set[str], stage: str = STAGE) -> Unit:
     """The unit of one state of the dataset, cut into shards of which `known` are indexed."""
     keys = hashlib.sha256("\n".join(sorted(known)).encode()).hexdigest()
-    return Unit(DATASET_STAGE, DATASET_ALGO, (source_digest, keys), {})
+    return Unit(DATASET_STAGES[stage], DATASET_ALGO, (source_digest, keys), {})
 
 
 @stage_task(STAGE)
-def index(root: str, dataset: str, shard_rows: int, max_bad_share: float) -> list[Done]:
-    """Index what is new in the dataset; the last of the units says which shards it now has.
+def index(
+    root: str,
+    dataset: str,
+    recipe: str | None,
+    split: str,
+    shard_rows: int,
+    max_bad_share: float,
+) -> list[Done]:
+    """Index what is new in a split of the dataset; the last unit says which shards it now has.
 
-    Nothing is read where nothing has changed. A shard with too many bad images stops no other; the
-    first such is raised in the end.
+    recipe: its name or path. Nothing is read where nothing has changed. A shard with too many bad
+    images stops no other; the first such is raised in the end.
     """
     opened = open_root(root)
-    source = open_source(dataset)
-    known = published(opened, STAGE)
-    unit = dataset_unit(source.digest, known)
-    if manifest := read_manifest(opened, DATASET_STAGE, unit.key):
-        return [Done(DATASET_STAGE, unit.key, False, manifest.seconds, dict(manifest.counts))]
+    chosen = load_recipe(recipe) if recipe else plain_recipe()
+    stage = index_stage(chosen, split)
+    source = open_source(dataset, chosen.layout(split))
+    known = published(opened, stage)
+    unit = dataset_unit(source.digest, known, stage)
+    if manifest := read_manifest(opened, unit.stage, unit.key):
+        return [Done(unit.stage, unit.key, False, manifest.seconds, dict(manifest.counts))]
 
-    plan = source.plan(known_shards(opened), shard_rows)
+    plan = source.plan(known_shards(opened, stage), shard_rows)
     done: list[Done] = []
     failures = Failures()
     publishing: deque[tuple[Unit, Future[Done]]] = deque()
@@ -120,11 +151,11 @@ def index(root: str, dataset: str, shard_rows: int, max_bad_share: float) -> lis
         with failures.of(unit):
             done.append(future.result())
 
-    with Progress(STAGE, plan.images, "images") as progress, ThreadPoolExecutor(PUBLISHERS) as pool:
+    with Progress(stage, plan.images, "images") as progress, ThreadPoolExecutor(PUBLISHERS) as pool:
         for new in plan.new:
-            unit = index_unit(new.images)
+            unit = index_unit(new.images, stage)
             if unit.key in known:  # of a file of which not all pieces are
-                done.append(Done(STAGE, unit.key, computed=False))
+                done.append(Done(stage, unit.key, computed=False))
                 progress.advance(len(new.images))
                 continue
             with failures.of(unit), noted(opened, unit):
@@ -138,26 +169,43 @@ def index(root: str, dataset: str, shard_rows: int, max_bad_share: float) -> lis
             settle()
     failures.raise_for(len(done) + len(failures))
     kept = [*plan.keep, *(KeptShard(unit.key, ()) for unit in done)]
-    plan_stage(opened, STAGE, [shard.key for shard in kept])
+    for place, shard in enumerate(kept):
+        if shard.corrected:
+            unit = corrected_unit(shard, stage)
+            done.append(fill(root, unit, partial(_write_corrected, opened, stage, shard)))
+            kept[place] = KeptShard(unit.key, shard.dropped)
+    plan_stage(opened, stage, [shard.key for shard in kept])
     # Another process may have indexed some between the listing and the reading: those are kept too.
-    unit = dataset_unit(source.digest, known | {shard.key for shard in kept})
-    plan_stage(opened, DATASET_STAGE, [unit.key])
-    return [*done, fill(root, unit, partial(_write_dataset, opened, kept))]
+    unit = dataset_unit(source.digest, known | {shard.key for shard in kept}, stage)
+    plan_stage(opened, unit.stage, [unit.key])
+    write = partial(_write_dataset, opened, stage, kept, plan.left_out)
+    return [*done, fill(root, unit, write)]
 
 
 def _write_shard(part: str | None, table: pa.Table, attempt: Attempt) -> None:
     attempt.write_table(TABLE, table)
-    good = shards.good(table)
-    attempt.counts["images"] = good.num_rows
-    attempt.counts["set_aside"] = table.num_rows - good.num_rows
-    attempt.counts["declared"] = _declared(good)
+    attempt.counts.update(_counts(table))
     attempt.facts["part"] = part
     attempt.facts["content_id"] = shards.shard_content_id(table)
-    attempt.facts["labels"] = _label_counts(good)
+    attempt.facts["details_id"] = shards.details_id(table)
+    attempt.facts["labels"] = _label_counts(shards.good(table))
 
 
-def _declared(good: pa.Table) -> int:
-    return pc.sum(good.column("declared")).as_py() or 0
+def _write_corrected(root: Root, stage: str, kept: KeptShard, attempt: Attempt) -> None:
+    table = read_table(root, finished(root, stage, kept.key), TABLE)
+    _write_shard(None, shards.with_notes(table, kept.corrected), attempt)
+
+
+def _counts(table: pa.Table) -> dict[str, int]:
+    """Images of a shard, whatever the number of their labels: good, set aside, good unopened."""
+    good = shards.good(table)
+    images = _images(good)
+    declared = _images(good.filter(good.column("declared")))
+    return {"images": images, "set_aside": _images(table) - images, "declared": declared}
+
+
+def _images(table: pa.Table) -> int:
+    return int(pc.count_distinct(table.column("uri")).as_py())
 
 
 def _label_counts(good: pa.Table) -> dict[str, int]:
@@ -165,36 +213,43 @@ def _label_counts(good: pa.Table) -> dict[str, int]:
     return {row["values"]: row["counts"] for row in counted}
 
 
-def _write_dataset(root: Root, kept: Sequence[KeptShard], attempt: Attempt) -> None:
-    manifests = {manifest.key: manifest for manifest in read_manifests(root, STAGE)}
+def _write_dataset(
+    root: Root,
+    stage: str,
+    kept: Sequence[KeptShard],
+    left_out: Mapping[str, int],
+    attempt: Attempt,
+) -> None:
+    manifests = {manifest.key: manifest for manifest in read_manifests(root, stage)}
     rows = [_dataset_row(root, manifests[shard.key], shard.dropped) for shard in kept]
     # By content, so that neither the folder's place nor the order of arrival decides anything.
     rows.sort(key=lambda row: (row["content_id"], row["key"]))
     attempt.write_table(DATASET_TABLE, pa.Table.from_pylist(rows, schema=DATASET_SCHEMA))
     attempt.counts["shards"] = len(rows)
-    attempt.counts["images"] = sum(sum(json.loads(row["labels"]).values()) for row in rows)
-    attempt.counts["set_aside"] = sum(row["set_aside"] for row in rows)
-    attempt.counts["declared"] = sum(row["declared"] for row in rows)
+    attempt.counts["pairs"] = sum(sum(json.loads(row["labels"]).values()) for row in rows)
+    for name in ("images", "set_aside", "declared"):
+        attempt.counts[name] = sum(row[name] for row in rows)
+    attempt.facts["left_out"] = dict(left_out)
 
 
 def _dataset_row(root: Root, manifest: Manifest, dropped: Sequence[int]) -> dict[str, Any]:
-    content_id, labels = manifest.facts["content_id"], manifest.facts["labels"]
+    names = ("content_id", "details_id", "labels")
+    content_id, details_id, labels = (manifest.facts[name] for name in names)
     row = {"key": manifest.key, "indexed_id": content_id, "dropped": list(dropped)}
-    set_aside, declared = manifest.counts["set_aside"], manifest.counts["declared"]
+    counts = {name: manifest.counts[name] for name in ("images", "set_aside", "declared")}
     if dropped:
         live = _without(read_table(root, manifest, TABLE), dropped)
-        good = shards.good(live)
-        content_id, labels = shards.shard_content_id(live), _label_counts(good)
-        set_aside, declared = live.num_rows - good.num_rows, _declared(good)
+        content_id, details_id = shards.shard_content_id(live), shards.details_id(live)
+        labels, counts = _label_counts(shards.good(live)), _counts(live)
     return row | {
         "content_id": content_id,
+        "details_id": details_id,
         "labels": json.dumps(labels, sort_keys=True),
-        "set_aside": set_aside,
-        "declared": declared,
+        **counts,
     }
 
 
-def known_shards(root: Root) -> list[KnownShard]:
+def known_shards(root: Root, stage: str = STAGE) -> list[KnownShard]:
     """All shards ever indexed at this root; their tables are read only when asked for."""
     return [
         KnownShard(
@@ -202,32 +257,45 @@ def known_shards(root: Root) -> list[KnownShard]:
             part=manifest.facts["part"],
             rows=partial(read_table, root, manifest, TABLE),
         )
-        for manifest in read_manifests(root, STAGE)
+        for manifest in read_manifests(root, stage)
         if manifest.algo == shards.ALGO  # the tables of another are of another form
     ]
 
 
-def dataset_shards(root: str, key: str) -> list[Shard]:
+def dataset_shards(root: str, key: str, stage: str = DATASET_STAGE) -> list[Shard]:
     """The shards of a published state of the dataset, by content."""
     opened = open_root(root)
-    table = read_table(opened, finished(opened, DATASET_STAGE, key), DATASET_TABLE)
+    table = read_table(opened, finished(opened, stage, key), DATASET_TABLE)
+    (of_shards,) = (name for name, of_states in DATASET_STAGES.items() if of_states == stage)
     return [
         Shard(
             key=row["key"],
             indexed_id=row["indexed_id"],
             content_id=row["content_id"],
             dropped=tuple(row["dropped"]),
+            images=row["images"],
             labels=tuple(sorted(json.loads(row["labels"]).items())),
             set_aside=row["set_aside"],
             declared=row["declared"],
+            details_id=row["details_id"],
+            stage=of_shards,
         )
         for row in table.to_pylist()
     ]
 
 
+def dataset_counts(dataset: Sequence[Shard]) -> dict[str, int]:
+    """Good images per label over all shards."""
+    counts: dict[str, int] = {}
+    for shard in dataset:
+        for label, count in shard.labels:
+            counts[label] = counts.get(label, 0) + count
+    return counts
+
+
 def shard_table(root: Root, shard: Shard) -> pa.Table:
     """The rows of a shard that belong to the dataset, those set aside too."""
-    manifest = finished(root, STAGE, shard.key)
+    manifest = finished(root, shard.stage, shard.key)
     return _without(read_table(root, manifest, TABLE), shard.dropped)
 
 
@@ -247,8 +315,10 @@ def set_aside_rows(root: Root, dataset: Sequence[Shard]) -> Iterator[tuple[str, 
         if not shard.set_aside:
             continue
         table = shard_table(root, shard)
-        for uri, reason in zip(
+        rows = zip(
             table.column("uri").to_pylist(), table.column("set_aside").to_pylist(), strict=True
-        ):
-            if reason is not None:
-                yield uri, reason
+        )
+        # Its rows lie side by side, and all have the same reason.
+        for row, _ in groupby(rows):
+            if row[1] is not None:
+                yield row

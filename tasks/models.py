@@ -7,7 +7,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from diffmining_core.errors import InputError
-from diffmining_core.models.files import find_model, first_line, model_digest
+from diffmining_core.models.fetching import first_line
+from diffmining_core.models.files import ModelSource, find_model, model_digest
 from diffmining_core.store.ledger import finished, local_folder
 from diffmining_core.store.roots import open_root
 
@@ -17,14 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A model by name, or, where `finetuned` names a unit of the root, by that unit.
+    """A model by its source, or, where `finetuned` names a unit of the root, by that unit.
 
-    `digest` identifies the weights and enters every key of work done with them.
+    `digest` identifies the weights and enters every key of work done with them. A finetuned
+    model's `source` is what it was made from; its files are those under `folder` in the unit.
     """
 
-    name: str
+    source: ModelSource
     digest: str
     finetuned: str | None = None
+    folder: str = "model"
+
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return str(self.source)
 
 
 @dataclass(frozen=True)
@@ -35,9 +43,10 @@ class Device:
     dtype: str
 
 
-def base_model(name: str) -> ModelReference:
-    """The reference of a model by hub id or folder."""
-    return ModelReference(name, model_digest(find_model(name)))
+def base_model(source: ModelSource | str) -> ModelReference:
+    """The reference of a model that is not of this root; a string is its name alone."""
+    files = find_model(source)
+    return ModelReference(files.source, model_digest(files))
 
 
 def choose_device(device: str) -> Device:
@@ -67,9 +76,10 @@ def loaded(root: str, model: ModelReference, device: Device) -> Pipeline:
 
     from diffmining_core.models.pipelines import load_pipeline
 
-    folder = model.name
+    source = model.source
     if model.finetuned is not None:
         opened = open_root(root)
         manifest = finished(opened, "finetune", model.finetuned)
-        folder = str(local_folder(opened, manifest, "model"))
-    return load_pipeline(folder, device.name, getattr(torch, device.dtype))
+        # It was saved whole, with the text encoder it was trained with.
+        source = ModelSource(str(local_folder(opened, manifest, model.folder)))
+    return load_pipeline(source, device.name, getattr(torch, device.dtype))

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from diffmining_core.clusters.kmeans import cluster_summary
 from diffmining_core.images.pixels import load_pixels
 from diffmining_core.report import ALGO
 from diffmining_core.report.page import render_index, write_site
-from diffmining_core.report.source import SiteSource
+from diffmining_core.report.source import Losses, SiteSource
 from diffmining_core.store.ledger import Attempt, finished, read_bytes
-from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
-from tasks import typicality
-from tasks.clusters import label_clusters
-from tasks.finetune import loss_curve
-from tasks.index import Shard, set_aside_rows
+from tasks import finetune, typicality
+from tasks.index import set_aside_rows
+from tasks.results import (
+    Results,
+    current_clusters,
+    maps_of,
+    selected_pairs,
+)
 from tasks.selection import selected
+from tasks.signs import found_signs, sign_picture
 from tasks.units import Done, fill, stage_task
 
 STAGE = "report"
@@ -35,30 +36,12 @@ ROOT_PAGE = "root.html"
 PLACE = "@PREFIX@/"
 """Stands for the folder of the unit's data, which differs when the same page is made again."""
 
-Map = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True)
-class Results:
-    """The published units that a page shows."""
-
-    dataset: tuple[Shard, ...]
-    images: int
-    """How many were measured: the good ones of the dataset, less those set aside then."""
-    size: int
-    typicality: tuple[str, ...]
-    selection: str
-    clusters: tuple[tuple[str, str], ...]
-    """(label, key)."""
-    finetune: str | None
-    compared: tuple[Shard, ...]
-    """The shards also measured before finetuning, one for each key of `typicality_before`."""
-    typicality_before: tuple[str, ...]
-    selection_before: str | None
-
 
 def report_unit(
-    results: Results, facts: Mapping[str, Any], truth: Mapping[str, Any] | None
+    results: Results,
+    facts: Mapping[str, Any],
+    truth: Mapping[str, Any] | None,
+    signs: str | None = None,
 ) -> Unit:
     """The unit of one page: the units it shows and the words it says about them."""
     inputs = (
@@ -66,6 +49,7 @@ def report_unit(
         *(key for _, key in results.clusters),
         results.finetune or "",
         results.selection_before or "",
+        signs or "",
         *(shard.key for shard in results.dataset),
     )
     return Unit(STAGE, ALGO, inputs, {"facts": dict(facts), "truth": truth, "size": results.size})
@@ -78,29 +62,30 @@ def report(
     results: Results,
     facts: Mapping[str, Any],
     truth: Mapping[str, Any] | None,
+    signs: str | None = None,
 ) -> Done:
-    """Draw and publish the page; `index.html` at the root then shows it."""
+    """Draw and publish the page; `signs` is the key of the unit of its signs of failure."""
     opened = open_root(root)
 
     def produce(attempt: Attempt) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            source = site_source(opened, title, results, facts, truth)
+            source = site_source(opened, title, results, facts, truth, signs)
             write_site(source, Path(folder))
             attempt.write_folder(Path(folder))
             attempt.write_bytes(ROOT_PAGE, render_index(source, PLACE).encode())
 
-    return fill(root, report_unit(results, facts, truth), produce)
+    return fill(root, report_unit(results, facts, truth, signs), produce)
 
 
-def publish_page(root: str, key: str) -> str:
-    """Let `index.html` at the root show the report `key`; returns its URL."""
+def publish_page(root: str, key: str, stage: str = STAGE, name: str = "index.html") -> str:
+    """Let the page `name` at the root show the unit `key` of a stage; returns its URL."""
     opened = open_root(root)
-    manifest = finished(opened, STAGE, key)
+    manifest = finished(opened, stage, key)
     page = read_bytes(opened, manifest, ROOT_PAGE)
     # With the quote before it: what a label says is escaped and holds none.
     linked = page.replace(f'"{PLACE}'.encode(), f'"{manifest.attempt}/'.encode())
-    opened.write_bytes("index.html", linked)
-    return opened.url_of("index.html")
+    opened.write_bytes(name, linked)
+    return opened.url_of(name)
 
 
 def publish_summary(root: str, summary: Mapping[str, Any]) -> None:
@@ -124,6 +109,7 @@ def site_source(
     results: Results,
     facts: Mapping[str, Any],
     truth: Mapping[str, Any] | None,
+    signs: str | None = None,
 ) -> SiteSource:
     """All that the page is drawn from, the maps only of images that it may show."""
     selection = selected(root, results.selection)
@@ -153,40 +139,21 @@ def site_source(
         facts=facts,
         before=before,
         truth=truth,
-        loss_curve=loss_curve(root.url, results.finetune) if results.finetune else None,
+        losses=training_losses(root.url, results.finetune) if results.finetune else None,
+        preview=finetune.last_preview(root.url, results.finetune) if results.finetune else None,
+        signs=found_signs(root.url, signs) if signs else (),
+        sign_picture=(lambda name: sign_picture(root, signs, name)) if signs else None,
     )
 
 
-def current_clusters(root: Root, results: Results) -> pa.Table:
-    """The clusters of all labels; units may be older than the place where the images are now."""
-    selection = selected(root, results.selection)
-    uris = dict(zip(selection["image_id"].to_pylist(), selection["uri"].to_pylist(), strict=True))
-    clusters = pa.concat_tables(label_clusters(root, key) for _, key in results.clusters)
-    return clusters.set_column(
-        clusters.schema.get_field_index("uri"),
-        "uri",
-        pa.array([uris[image_id] for image_id in clusters["image_id"].to_pylist()], pa.string()),
+def training_losses(root: str, key: str) -> Losses:
+    """What the page shows of the losses of a published finetuning."""
+    columns = finetune.losses(root, key)
+    held_out, bins = columns["held_out"], columns["bins"]
+    return Losses(
+        training=list(zip(columns["step"], columns["loss"], strict=True)),
+        held_out=list(zip(held_out["step"], held_out["loss"], strict=True)),
+        seen=list(zip(held_out["step"], held_out["seen"], strict=True)),
+        first_bins=bins["loss"][0] if bins["loss"] else [],
+        last_bins=bins["loss"][-1] if bins["loss"] else [],
     )
-
-
-def selected_pairs(tables: Iterable[pa.Table]) -> set[tuple[str, str]]:
-    """(image_id, label) of every patch in `tables`."""
-    return {
-        pair
-        for table in tables
-        for pair in zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True)
-    }
-
-
-def maps_of(
-    root: Root, keys: Sequence[str], wanted: set[tuple[str, str]]
-) -> dict[tuple[str, str], Map]:
-    """The maps of the wanted (image_id, label) pairs, read unit by unit."""
-    found: dict[tuple[str, str], Map] = {}
-    for key in keys:
-        manifest = finished(root, typicality.STAGE, key)
-        maps = read_maps(root, manifest)
-        for i, pair in enumerate(zip(maps.image_id, maps.label, strict=True)):
-            if pair in wanted:
-                found[pair] = maps.map(i).copy()
-    return found

@@ -24,7 +24,11 @@ SET_ASIDE = "set_aside.parquet"
 
 
 def typicality_unit(content_id: str, model: ModelReference, options: dict[str, Any]) -> Unit:
-    """The unit of one shard's content; `options` are `TypicalityOptions`' fields as JSON."""
+    """The unit of one shard's content; `options` are `TypicalityOptions`' fields as JSON.
+
+    The precision of the UNet is a fact of the unit and not part of its key: the rounding of
+    bfloat16 moves a map by an eighth of its standard error, at any number of draws.
+    """
     return Unit(STAGE, ALGO, (content_id, model.digest), options)
 
 
@@ -57,18 +61,23 @@ def typicality(
     """
 
     def produce(attempt: Attempt) -> None:
-        from diffmining_core.typicality.shard import TypicalityOptions, shard_typicality
+        from diffmining_core.typicality.shard import (
+            TypicalityOptions,
+            rows_of_images,
+            shard_typicality,
+        )
 
         images = good_images(open_root(root), shard)
+        distinct = len(rows_of_images(images))
         pipeline = loaded(root, model, device)
         before = pipeline.unet_forwards
-        total = 2 * options["draws"] * len(images)
+        total = options["draws"] * (distinct + len(images))
         with Progress(f"typicality {shard.name}", total, "forwards") as progress:
             maps, set_aside = shard_typicality(
                 pipeline,
                 images,
                 TypicalityOptions(
-                    prompts=PromptTemplate(options["prompt"], options["null_prompt"]),
+                    prompts=PromptTemplate.from_options(options),
                     size=options["size"],
                     draws=options["draws"],
                     t_range=(options["t_range"][0], options["t_range"][1]),
@@ -77,35 +86,42 @@ def typicality(
                 batch_size,
                 progress.advance,
             )
-        check_share(list(set_aside.values()), len(images), max_bad_share)
+        bad = _set_aside_table(images, set_aside)
+        check_share(bad.column("reason").to_pylist(), distinct, max_bad_share)
         measured = sorted(maps)
         write_maps(
             attempt,
             RaggedMaps.pack(
-                [maps[place][0] for place in measured],
-                [maps[place][1] for place in measured],
+                [maps[place].mean for place in measured],
+                [maps[place].m2 for place in measured],
+                [maps[place].null_loss for place in measured],
                 [images[place].image_id for place in measured],
                 [images[place].label for place in measured],
                 options["draws"],
             ),
         )
         if set_aside:
-            attempt.write_table(SET_ASIDE, _set_aside_table(images, set_aside))
-        attempt.counts["images"] = len(maps)
-        attempt.counts["set_aside"] = len(set_aside)
+            attempt.write_table(SET_ASIDE, bad)
+        attempt.counts["images"] = distinct - bad.num_rows
+        attempt.counts["pairs"] = len(maps)
+        attempt.counts["set_aside"] = bad.num_rows
         attempt.counts["unet_forwards"] = pipeline.unet_forwards - before
+        attempt.facts["precision"] = device.dtype
 
     unit = typicality_unit(shard.content_id, model, options)
     return fill(root, unit, produce, device.name)
 
 
 def _set_aside_table(images: Sequence[ShardImage], set_aside: Mapping[int, str]) -> pa.Table:
-    rows = [
-        {"image_id": images[place].image_id, "uri": images[place].uri, "reason": reason}
-        for place, reason in sorted(set_aside.items())
-    ]
+    """One row for each image that is set aside, whatever the number of its labels."""
+    rows = {
+        (image.image_id, image.uri): reason
+        for image, reason in ((images[place], set_aside[place]) for place in sorted(set_aside))
+    }
     schema = pa.schema([(name, pa.string()) for name in ("image_id", "uri", "reason")])
-    return pa.Table.from_pylist(rows, schema=schema)
+    return pa.table(
+        [[id for id, _ in rows], [uri for _, uri in rows], list(rows.values())], schema=schema
+    )
 
 
 def set_aside_count(root: str, dataset: Sequence[Shard], keys: Sequence[str]) -> int:

@@ -117,6 +117,8 @@ def parameters(dataset: Path) -> Callable[..., MineParameters]:
             "size": 64,
             "finetune_steps": 6,
             "finetune_batch": 2,
+            "held_out": 0,
+            "preview_every": 0,
             "draws": 2,
             "k": 2,
             "top": 12,

@@ -14,8 +14,8 @@ REPOSITORY = Path(__file__).parents[1]
 LAYERS = ("diffmining_core", "tasks", "flows", "deployments")
 """Each may import itself and those before it."""
 
-MODEL_ROOMS = ("models", "typicality", "features")
-PLAIN_ROOMS = ("patches", "clusters", "evaluation", "report")
+MODEL_ROOMS = ("models", "finetuning", "typicality", "features")
+PLAIN_ROOMS = ("patches", "clusters", "evaluation", "signs", "report")
 
 
 def imported(folder: str) -> Iterator[tuple[str, str]]:
@@ -67,7 +67,7 @@ def test_the_model_side_runs_without_prefect_dask_and_zarr(room: str) -> None:
 
 
 def test_the_rooms_are_all_here() -> None:
-    for room in (*MODEL_ROOMS, *PLAIN_ROOMS, "store", "images"):
+    for room in (*MODEL_ROOMS, *PLAIN_ROOMS, "store", "images", "recipes"):
         assert (REPOSITORY / "diffmining_core" / room / "__init__.py").exists()
 
 
@@ -77,7 +77,7 @@ def test_what_a_rerun_imports_loads_no_torch() -> None:
         "flows.mine",
         *(
             ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
-            for room in (*PLAIN_ROOMS, "store", "images")
+            for room in (*PLAIN_ROOMS, "store", "images", "recipes")
             for path in (REPOSITORY / "diffmining_core" / room).glob("*.py")
         ),
     ]

@@ -84,9 +84,16 @@ def load_pixels(uri: str, size: int, image_id: str | None = None) -> npt.NDArray
     except ImageError as error:
         changed = "" if image_id else f"; {_CHANGED}"
         raise ImageError(f"image {uri}: {error}{changed}") from error
-    resized = image.resize(_resized_size(*image.size, size), Image.Resampling.LANCZOS)
+    return np.array(model_size(image, size))
+
+
+def model_size(
+    image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
+    """The image resized so that its shorter side has `size` pixels, and cropped."""
+    resized = image.resize(_resized_size(*image.size, size), resample)
     h, w = resized_hw(*image.size, size)
-    return np.array(resized.crop((0, 0, w, h)))
+    return resized.crop((0, 0, w, h))
 
 
 def content_id(data: bytes) -> str:

@@ -2,83 +2,172 @@
 
 A source lists either rows, each with a fingerprint (folders, manifests), or parts: files of images
 that stay as they are or are replaced whole (tars, Parquet files with the images in them).
+
+The rows of one image stay together: they are told from other images' as one, so that an image that
+gets or loses a label is a new image with all its labels. Notes (boxes, details) are no part of what
+tells a row from others: where they are corrected, the shard is published anew with the same images.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import islice
-from typing import ClassVar, TypeVar
+from itertools import groupby, islice
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.shards import FoundImage, IndexPlan, KeptShard, KnownShard, NewShard
+from diffmining_core.images.shards import (
+    Box,
+    FoundImage,
+    IndexPlan,
+    KeptShard,
+    KnownShard,
+    NewShard,
+    Notes,
+    boxes_of,
+)
 
 Hashes = npt.NDArray[np.bytes_]
 """16 bytes per row, S16."""
 
+NoteHashes = npt.NDArray[np.uint64]
+"""One per row, 0 where there are no notes."""
+
 Item = TypeVar("Item")
 
 HASH_BYTES = 16
+NOTE_BYTES, NOTE_TYPE = 8, ">u8"  # in the order in which the database sorts bytes
 BATCH = 10_000
 """Rows that are handled at once."""
 
 _COLUMNS = tuple(field.name for field in fields(FoundImage))
+"""The boxes come last."""
 
 
 class Listing:
-    """The rows of a source, on disk, in an order that mixes the labels; 16 bytes each in memory.
+    """The rows of a source, on disk, in an order that mixes the labels; 24 bytes each in memory.
 
-    In: each image with its name in the source, which decides its place in the order, so that the
-    same dataset elsewhere, listed in another order, is cut into the same shards. Rows that occur
-    more than once count once; `repeated` is how many were left out.
+    In: each image under each of its labels, with its name in the source, which decides its place in
+    the order, so that the same dataset elsewhere, listed in another order, is cut into the same
+    shards. Rows of one name are those of one image. Rows that occur more than once count once;
+    `repeated` is how many were left out. hashes: of the rows, sorted; notes: hashes of their notes.
     """
 
     def __init__(self, named: Iterable[tuple[str, FoundImage]]) -> None:
-        with _room_on_disk():
+        with room_on_disk():
             # A database without a name is a temporary file that goes with its connection.
             self._rows = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         weakref.finalize(self, self._rows.close)
-        hashes = bytearray()
-        with _room_on_disk():
+        spool = _Spool()
+        with room_on_disk():
             self._rows.execute("PRAGMA journal_mode = OFF")
-            self._rows.execute(f"CREATE TABLE found (place, hash, {', '.join(_COLUMNS)})")
+            self._rows.execute(f"CREATE TABLE found (place, hash, noted, {', '.join(_COLUMNS)})")
             self._rows.execute("BEGIN")
-            marks = ", ".join("?" * (2 + len(_COLUMNS)))
-            for batch in _batches(_spooled(named, hashes), BATCH):
+            marks = ", ".join("?" * (3 + len(_COLUMNS)))
+            for batch in _batches(spool.rows(named), BATCH):
                 self._rows.executemany(f"INSERT INTO found VALUES ({marks})", batch)
             self._rows.execute("COMMIT")
-        listed = np.frombuffer(bytes(hashes), f"S{HASH_BYTES}")
-        self.hashes: Hashes = np.unique(listed)
-        self.repeated = len(listed) - len(self.hashes)
+        self.hashes, self.notes, self.repeated = spool.told_apart()
 
     @cached_property
     def digest(self) -> str:
-        """Sha256 hex of the rows, whatever the order of the listing."""
-        return hashlib.sha256(self.hashes.tobytes()).hexdigest()
+        """Sha256 hex of the rows and their notes, whatever the order of the listing."""
+        digest = hashlib.sha256(self.hashes.tobytes())
+        if self.notes.any():
+            digest.update(self.notes.tobytes())
+        return digest.hexdigest()
 
-    def images_without(self, known: Hashes) -> Iterator[FoundImage]:
-        """The images whose hashes are not among `known`, which are sorted."""
+    def images_without(self, known: Hashes) -> Iterator[list[FoundImage]]:
+        """The images, each under all its labels, whose hashes are not among `known`, sorted."""
         rows = self._rows.execute(
-            f"SELECT hash, {', '.join(_COLUMNS)} FROM found ORDER BY place, hash"
+            f"SELECT place, hash, {', '.join(_COLUMNS)} FROM found ORDER BY place, hash, noted"
         )
-        before = None
-        with _room_on_disk():
-            while batch := rows.fetchmany(BATCH):
-                is_known = _are_in(np.array([row[0] for row in batch], f"S{HASH_BYTES}"), known)
-                for row, known_row in zip(batch, is_known, strict=True):
-                    if not known_row and row[0] != before:
-                        yield FoundImage(*row[1:])
-                    before = row[0]
+        with room_on_disk():
+            for images in _batches(_rows_by_image(rows), BATCH):
+                first = [_hashes_of_image(list(image))[0] for image in images]
+                is_known = _are_in(np.array(first, f"S{HASH_BYTES}"), known)
+                for image, known_image in zip(images, is_known, strict=True):
+                    if not known_image:
+                        yield [_read_row(row) for row in image.values()]
+
+    def notes_of(self, wanted: Iterable[bytes]) -> dict[bytes, tuple[str | None, tuple[Box, ...]]]:
+        """The details and boxes of rows by their own hashes."""
+        with room_on_disk():
+            self._rows.execute("CREATE INDEX IF NOT EXISTS by_hash ON found (hash)")
+            query = "SELECT detail, boxes FROM found WHERE hash = ? ORDER BY noted LIMIT 1"
+            found = {row: self._rows.execute(query, (row,)).fetchone() for row in wanted}
+        return {row: (detail, _read_boxes(boxes)) for row, (detail, boxes) in found.items()}
+
+
+class _Spool:
+    """The rows of a listing on their way to disk, and what of them stays in memory."""
+
+    def __init__(self) -> None:
+        self.places = bytearray()
+        self.hashes = bytearray()
+        self.notes = bytearray()
+
+    def rows(self, named: Iterable[tuple[str, FoundImage]]) -> Iterator[tuple[object, ...]]:
+        """The rows of the table."""
+        for name, image in named:
+            place = _place(name, image.uri)
+            row = _row_hash(image.uri, image.label, image.fingerprint, image.declared_size)
+            noted = _notes_hash(image.detail, image.boxes)
+            self.places += place
+            self.hashes += row
+            self.notes += noted
+            values = [getattr(image, column) for column in _COLUMNS[:-1]]
+            yield (place, row, noted, *values, json.dumps(image.boxes) if image.boxes else None)
+
+    def told_apart(self) -> tuple[Hashes, NoteHashes, int]:
+        """The rows' hashes, sorted, those of their notes, and how many rows were repeated."""
+        places = np.frombuffer(bytes(self.places), f"S{HASH_BYTES}")
+        hashes = np.frombuffer(bytes(self.hashes), f"S{HASH_BYTES}")
+        notes = np.frombuffer(bytes(self.notes), NOTE_TYPE)
+        rows = np.lexsort((notes, hashes))
+        is_repeated = hashes[rows[1:]] == hashes[rows[:-1]]
+        rows = np.delete(rows, np.flatnonzero(is_repeated) + 1)  # the first notes count
+        hashes = hashes[rows]
+        for image in _several(places[rows]):
+            hashes[image] = _hashes_of_image([_whole_hash(row) for row in hashes[image]])
+        order = np.argsort(hashes)
+        return hashes[order], notes[rows][order], int(is_repeated.sum())
+
+
+def _rows_by_image(rows: sqlite3.Cursor) -> Iterator[dict[bytes, Sequence[Any]]]:
+    """The rows of each image by their own hashes, those that are repeated once."""
+    for _, of_image in groupby(rows, key=lambda row: row[0]):
+        image: dict[bytes, Sequence[Any]] = {}
+        for row in of_image:
+            image.setdefault(row[1], row[2:])
+        yield image
+
+
+def _read_row(row: Sequence[Any]) -> FoundImage:
+    return replace(FoundImage(*row[:-1]), boxes=_read_boxes(row[-1]))
+
+
+def _read_boxes(text: str | None) -> tuple[Box, ...]:
+    return boxes_of(json.loads(text)) if text else ()
+
+
+def _several(places: Hashes) -> Iterator[npt.NDArray[np.intp]]:
+    """The rows of each image that has several, by the places of all rows."""
+    order = np.argsort(places)
+    starts = np.flatnonzero(np.r_[True, places[order][1:] != places[order][:-1]])
+    ends = np.r_[starts[1:], len(order)]
+    for start, end in zip(starts[ends - starts > 1], ends[ends - starts > 1], strict=True):
+        yield order[start:end]
 
 
 def plan_rows(listing: Listing, known: Sequence[KnownShard], shard_rows: int) -> IndexPlan:
@@ -87,40 +176,79 @@ def plan_rows(listing: Listing, known: Sequence[KnownShard], shard_rows: int) ->
     A row of two known shards counts in the one of which more rows hold.
     """
     shards = [shard for shard in known if shard.part is None]
-    hashes = [_table_hashes(shard.rows()) for shard in shards]
-    keep, kept_hashes = _kept(shards, hashes, listing.hashes)
+    rows = [_TableRows.of(shard.rows()) for shard in shards]
+    keep, kept_hashes = _kept(shards, rows, listing)
     return IndexPlan(
         keep=keep,
         new=(
             NewShard(None, images)
-            for images in _batches(listing.images_without(kept_hashes), shard_rows)
+            for images in _shards(listing.images_without(kept_hashes), shard_rows)
         ),
         images=len(listing.hashes) - len(kept_hashes),
     )
 
 
+@dataclass(frozen=True)
+class _TableRows:
+    """The hashes of a shard's rows, and of the notes on them."""
+
+    hashes: Hashes
+    notes: NoteHashes
+
+    @classmethod
+    def of(cls, table: pa.Table) -> _TableRows:
+        hashes = []
+        for _, rows in groupby(
+            zip(table.column("uri").to_pylist(), _own_hashes(table), strict=True), _first
+        ):
+            hashes += _hashes_of_image([row for _, row in rows])
+        return cls(np.array(hashes, f"S{HASH_BYTES}"), _table_notes(table))
+
+    def holding(self, listing: Listing) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Which rows are in the listing, and which of them with the same notes."""
+        places = np.searchsorted(listing.hashes, self.hashes).clip(max=len(listing.hashes) - 1)
+        holds = _are_in(self.hashes, listing.hashes)
+        same = holds & (listing.notes[places] == self.notes) if len(listing.hashes) else holds
+        return holds, same
+
+
 def _kept(
-    shards: Sequence[KnownShard], hashes: Sequence[Hashes], listed: Hashes
+    shards: Sequence[KnownShard], rows: Sequence[_TableRows], listing: Listing
 ) -> tuple[list[KeptShard], Hashes]:
     """The shards that are kept, and the hashes, sorted, of the rows that hold in them."""
-    holding = [int(_are_in(own, listed).sum()) for own in hashes]
-    best_first = sorted(range(len(shards)), key=lambda i: (-holding[i], shards[i].key))
-    best_first = [i for i in best_first if holding[i]]
+    in_listing = [own.holding(listing) for own in rows]
+    score = [(int(holds.sum()), int(same.sum())) for holds, same in in_listing]
+    best_first = sorted(
+        (i for i in range(len(shards)) if score[i][0]),
+        key=lambda i: (-score[i][0], -score[i][1], shards[i].key),
+    )
     if not best_first:
         return [], np.empty(0, f"S{HASH_BYTES}")
-    rows = np.concatenate([hashes[i] for i in best_first])
-    unique, first = np.unique(rows, return_index=True)
-    holds = _are_in(unique, listed)
-    counts = np.zeros(len(rows), bool)
+    hashes = np.concatenate([rows[i].hashes for i in best_first])
+    unique, first = np.unique(hashes, return_index=True)
+    holds = _are_in(unique, listing.hashes)
+    counts = np.zeros(len(hashes), bool)
     counts[first[holds]] = True
     keep = []
     start = 0
     for i in best_first:
-        own = counts[start : start + len(hashes[i])]
-        start += len(hashes[i])
+        own = counts[start : start + len(rows[i].hashes)]
+        start += len(rows[i].hashes)
         if own.any():
-            keep.append(KeptShard(shards[i].key, tuple(np.flatnonzero(~own).tolist())))
+            corrected = _corrected(shards[i], np.flatnonzero(own & ~in_listing[i][1]), listing)
+            keep.append(KeptShard(shards[i].key, tuple(np.flatnonzero(~own).tolist()), corrected))
     return keep, unique[holds]
+
+
+def _corrected(
+    shard: KnownShard, rows: npt.NDArray[np.intp], listing: Listing
+) -> tuple[Notes, ...]:
+    """What the listing notes on rows of a shard that has other notes on them."""
+    if not len(rows):
+        return ()
+    own = _own_hashes(shard.rows())
+    listed = listing.notes_of(own[row] for row in rows)
+    return tuple(Notes(int(row), *listed[own[row]]) for row in rows)
 
 
 @dataclass(frozen=True)
@@ -236,9 +364,10 @@ def _new_pieces(
         raise InputError("; ".join(unreadable))
 
 
-def _pieces(part: Part, images: Iterator[FoundImage], shard_rows: int) -> Iterator[NewShard]:
+def _pieces(part: Part, found: Iterator[FoundImage], shard_rows: int) -> Iterator[NewShard]:
     start = 0
-    batches = _batches(images, shard_rows)
+    images = (list(rows) for _, rows in groupby(found, key=lambda row: row.uri))
+    batches = _shards(images, shard_rows)
     batch = next(batches, None)
     while batch is not None:
         after = next(batches, None)
@@ -247,8 +376,21 @@ def _pieces(part: Part, images: Iterator[FoundImage], shard_rows: int) -> Iterat
         start, batch = piece.stop, after
 
 
+def _shards(images: Iterable[list[FoundImage]], shard_rows: int) -> Iterator[list[FoundImage]]:
+    """The rows of one shard after the other; those of an image are never parted."""
+    batch: list[FoundImage] = []
+    for rows in images:
+        if batch and len(batch) + len(rows) > shard_rows:
+            yield batch
+            batch = []
+        batch += rows
+    if batch:
+        yield batch
+
+
 @contextmanager
-def _room_on_disk() -> Iterator[None]:
+def room_on_disk() -> Iterator[None]:
+    """Turn a full temporary folder into an InputError."""
     try:
         yield
     except sqlite3.OperationalError as error:
@@ -258,25 +400,23 @@ def _room_on_disk() -> Iterator[None]:
         ) from error
 
 
-def _spooled(
-    named: Iterable[tuple[str, FoundImage]], hashes: bytearray
-) -> Iterator[tuple[object, ...]]:
-    """The rows of the table of a listing; the hash of each is added to `hashes`."""
-    for name, image in named:
-        row_hash = _row_hash(image.uri, image.label, image.fingerprint, image.declared_size)
-        hashes += row_hash
-        place = hashlib.sha256(name.encode(errors="replace")).digest()[:HASH_BYTES]
-        yield (place, row_hash, *(getattr(image, column) for column in _COLUMNS))
-
-
-def _table_hashes(table: pa.Table) -> Hashes:
+def _own_hashes(table: pa.Table) -> list[bytes]:
+    """The hashes of a shard's rows, each by itself."""
     columns = ("uri", "label", "fingerprint", "declared", "width", "height")
     rows = zip(*(table.column(name).to_pylist() for name in columns), strict=True)
-    hashes = b"".join(
+    return [
         _row_hash(uri, label, fingerprint, (width, height) if declared else None)
         for uri, label, fingerprint, declared, width, height in rows
-    )
-    return np.frombuffer(hashes, f"S{HASH_BYTES}")
+    ]
+
+
+def _table_notes(table: pa.Table) -> NoteHashes:
+    columns = [table.column(name) for name in ("detail", "boxes")]
+    if all(column.null_count == table.num_rows for column in columns):
+        return np.zeros(table.num_rows, NOTE_TYPE)
+    notes = zip(*(column.to_pylist() for column in columns), strict=True)
+    hashes = b"".join(_notes_hash(detail, boxes or ()) for detail, boxes in notes)
+    return np.frombuffer(hashes, NOTE_TYPE)
 
 
 def _row_hash(uri: str, label: str, fingerprint: str, size: tuple[int, int] | None) -> bytes:
@@ -285,12 +425,43 @@ def _row_hash(uri: str, label: str, fingerprint: str, size: tuple[int, int] | No
     return hashlib.blake2b(text.encode(), digest_size=HASH_BYTES).digest()
 
 
+def _hashes_of_image(rows: Sequence[bytes]) -> list[bytes]:
+    """The rows' hashes as parts of their image: they change when any of them does."""
+    if len(rows) == 1:
+        return list(rows)
+    image = b"".join(sorted(rows))
+    return [hashlib.blake2b(row + image, digest_size=HASH_BYTES).digest() for row in rows]
+
+
+def _notes_hash(detail: str | None, boxes: Sequence[Sequence[float]]) -> bytes:
+    """8 bytes that tell notes from others; zeros for none."""
+    if detail is None and not boxes:
+        return bytes(NOTE_BYTES)
+    text = json.dumps([detail, boxes_of(boxes)])
+    return hashlib.blake2b(text.encode(), digest_size=NOTE_BYTES).digest()
+
+
+def _place(name: str, uri: str) -> bytes:
+    """Where an image comes in the order: by its name, whatever the dataset's own place."""
+    halves = (name, uri)
+    return b"".join(hashlib.sha256(half.encode(errors="replace")).digest()[:8] for half in halves)
+
+
+def _whole_hash(row: bytes) -> bytes:
+    """Numpy takes zeros at the end for no part of it."""
+    return row.ljust(HASH_BYTES, b"\0")
+
+
 def _are_in(hashes: Hashes, sorted_hashes: Hashes) -> npt.NDArray[np.bool_]:
     if not len(sorted_hashes):
         return np.zeros(len(hashes), bool)
     places = np.searchsorted(sorted_hashes, hashes).clip(max=len(sorted_hashes) - 1)
     are_in: npt.NDArray[np.bool_] = sorted_hashes[places] == hashes
     return are_in
+
+
+def _first(pair: tuple[str, bytes]) -> str:
+    return pair[0]
 
 
 def _batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:

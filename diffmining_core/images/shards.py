@@ -1,7 +1,8 @@
 """Dataset shards: tables of about 1000 images each, checked once when they enter.
 
-In: images as a source lists them. Out: immutable Parquet tables, with every image that cannot be
-used set aside and its reason beside it. Images stay where they are.
+In: images as a source lists them. Out: immutable Parquet tables, one row per image and label, with
+every image that cannot be used set aside and its reason beside it. Images stay where they are. The
+rows of an image of several labels lie side by side.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TypeAlias, cast
 
 import pyarrow as pa
@@ -28,7 +30,7 @@ from diffmining_core.images.addresses import (
 )
 from diffmining_core.images.pixels import content_id, decode_rgb, header_size
 
-ALGO = "2"
+ALGO = "3"
 """Version of what decides a shard's rows, given the files' bytes."""
 
 MIN_SIDE = 32
@@ -60,21 +62,33 @@ SHARD_SCHEMA = pa.schema(
         pa.field("set_aside", pa.string()),
         # Id and size are as the dataset's manifest says: the file has not been opened.
         pa.field("declared", pa.bool_(), nullable=False),
+        # Where the label is in the image: [left, top, width, height] in pixels of the original
+        # image; null if nothing is said of it.
+        pa.field("boxes", pa.list_(pa.list_(pa.float64(), 4))),
+        # More than the label tells, such as the region of a country; for training prompts.
+        pa.field("detail", pa.string()),
     ]
 )
 
 _large_turn = threading.Lock()
 
-Row: TypeAlias = dict[str, str | int | None]
+Box: TypeAlias = tuple[float, float, float, float]
+"""left, top, width, height in pixels of the original image."""
+
+Row: TypeAlias = dict[str, str | int | Sequence[Box] | None]
 """A row of SHARD_SCHEMA; what it lacks is null."""
 
 
 @dataclass(frozen=True)
 class FoundImage:
-    """An image as its source lists it, not yet read; `fingerprint` changes when the image does.
+    """An image under one label as its source lists it, not yet read.
+
+    An image of several labels is as many of these, one after the other. `fingerprint` changes when
+    the image does.
 
     image_id, width, height: where the source gives them (pixels, upright); with all three it is
     declared, and indexed without being opened. fault: why it cannot be used, as the source sees it.
+    detail and boxes are notes on it: correcting them makes no new image of it.
     """
 
     uri: str
@@ -84,6 +98,8 @@ class FoundImage:
     width: int | None = None
     height: int | None = None
     fault: str | None = None
+    detail: str | None = None
+    boxes: tuple[Box, ...] = ()
 
     @classmethod
     def faulty(cls, uri: str, label: str, fault: str) -> FoundImage:
@@ -100,7 +116,7 @@ class FoundImage:
 
 @dataclass(frozen=True)
 class ShardImage:
-    """A good image of a shard; width and height in pixels, upright.
+    """A good image of a shard under one of its labels; width and height in pixels, upright.
 
     declared: nobody has opened it yet; id and size are what the dataset's manifest says.
     """
@@ -111,6 +127,8 @@ class ShardImage:
     width: int
     height: int
     declared: bool = False
+    detail: str | None = None
+    boxes: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -123,11 +141,24 @@ class KnownShard:
 
 
 @dataclass(frozen=True)
+class Notes:
+    """What may be corrected of a row of a shard without making another image of it."""
+
+    row: int
+    detail: str | None
+    boxes: tuple[Box, ...]
+
+
+@dataclass(frozen=True)
 class KeptShard:
-    """A known shard that still holds, but for the rows of its table whose numbers are `dropped`."""
+    """A known shard that still holds, but for the rows of its table whose numbers are `dropped`.
+
+    corrected: the notes that have changed.
+    """
 
     key: str
     dropped: tuple[int, ...]
+    corrected: tuple[Notes, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -142,12 +173,14 @@ class NewShard:
 class IndexPlan:
     """Which known shards hold, and the new ones, to be gone through once.
 
-    images: how many the new ones have together, None where only reading them all would tell.
+    images: how many rows the new ones have together, None where only reading them all would tell.
+    left_out: how many images the source has that are no part of the dataset, by the reason.
     """
 
     keep: list[KeptShard]
     new: Iterator[NewShard]
     images: int | None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def index_shard(
@@ -155,26 +188,26 @@ def index_shard(
 ) -> pa.Table:
     """Read, hash and check each image: a table of SHARD_SCHEMA, in the order of `found`.
 
-    Declared images are not opened. on_progress is called, in this thread, with the number of images
-    done since the last call. Storage faults that may pass raise OSError; a file that is gone or
-    closed to us is set aside like a broken one. InputError if a tar or Parquet file that holds the
-    images is no longer what was listed.
+    Declared images are not opened; one of several labels is opened once. on_progress is called, in
+    this thread, with the number of rows done since the last call. Storage faults that may pass
+    raise OSError; a file that is gone or closed to us is set aside like a broken one. InputError if
+    a tar or Parquet file that holds the images is no longer what was listed.
     """
     _check_archives(found)
-    settled = {place: row for place, image in enumerate(found) if (row := _settled_row(image))}
-    on_progress(len(settled))
-    rows = []
+    rows = {place: row for place, image in enumerate(found) if (row := _settled_row(image))}
+    on_progress(len(rows))
+    to_open = [place for place in range(len(found)) if place not in rows]
+    of_image = [
+        list(places)
+        for _, places in groupby(to_open, key=lambda i: (found[i].uri, found[i].image_id))
+    ]
     with ThreadPoolExecutor(READERS) as pool:
-        to_open = (image for place, image in enumerate(found) if place not in settled)
-        opened = pool.map(_opened_row, to_open)
-        for place in range(len(found)):
-            if place in settled:
-                rows.append(settled[place])
-            else:
-                rows.append(next(opened))
-                on_progress(1)
+        opened = pool.map(lambda places: _opened_row(found[places[0]]), of_image)
+        for places, row in zip(of_image, opened, strict=True):
+            rows |= {place: row | _new_row(found[place]) for place in places}
+            on_progress(len(places))
     _check_archives(found)
-    return pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)
+    return pa.Table.from_pylist([rows[i] for i in range(len(found))], schema=SHARD_SCHEMA)
 
 
 def _check_archives(found: Sequence[FoundImage]) -> None:
@@ -254,6 +287,8 @@ def _new_row(found: FoundImage) -> Row:
         "label": found.label,
         "fingerprint": found.fingerprint,
         "declared": False,
+        "detail": found.detail,
+        "boxes": found.boxes or None,
     }
 
 
@@ -273,13 +308,36 @@ def _check_size(width: int, height: int) -> None:
 def shard_content_id(table: pa.Table) -> str:
     """Sha256 hex of the rows' image ids, labels and whether each is used, in order.
 
-    Places and times do not enter: the same images elsewhere have the same id.
+    Places and times do not enter: the same images elsewhere have the same id. Nor do boxes, so that
+    correcting one measures nothing anew, nor details, which only training reads: `details_id`.
     """
     digest = hashlib.sha256()
     columns = (table.column(name).to_pylist() for name in ("image_id", "label", "set_aside"))
     for image_id, label, set_aside in zip(*columns, strict=True):
         digest.update(json.dumps([image_id, label, set_aside is None]).encode() + b"\n")
     return digest.hexdigest()
+
+
+def details_id(table: pa.Table) -> str:
+    """Sha256 hex of the rows that have a detail, in order; "" where none has."""
+    noted = table.filter(pc.is_valid(table.column("detail")))
+    if not noted.num_rows:
+        return ""
+    columns = (noted.column(name).to_pylist() for name in ("image_id", "label", "detail"))
+    lines = "\n".join(map(json.dumps, zip(*columns, strict=True)))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def with_notes(table: pa.Table, corrected: Sequence[Notes]) -> pa.Table:
+    """The table of a shard with other notes on some of its rows."""
+    details, boxes = (table.column(name).to_pylist() for name in ("detail", "boxes"))
+    for notes in corrected:
+        details[notes.row], boxes[notes.row] = notes.detail, notes.boxes or None
+    for name, values in (("detail", details), ("boxes", boxes)):
+        column = SHARD_SCHEMA.field(name)
+        place = table.schema.get_field_index(name)
+        table = table.set_column(place, column, pa.array(values, column.type))
+    return table
 
 
 def good(table: pa.Table) -> pa.Table:
@@ -289,8 +347,16 @@ def good(table: pa.Table) -> pa.Table:
 
 def images_of(table: pa.Table) -> list[ShardImage]:
     """The rows of a table of good images."""
-    columns = ["image_id", "uri", "label", "width", "height", "declared"]
-    return [ShardImage(**row) for row in table.select(columns).to_pylist()]
+    columns = ["image_id", "uri", "label", "width", "height", "declared", "detail", "boxes"]
+    return [
+        ShardImage(**row | {"boxes": boxes_of(row["boxes"])})
+        for row in table.select(columns).to_pylist()
+    ]
+
+
+def boxes_of(value: Sequence[Sequence[float]] | None) -> tuple[Box, ...]:
+    """Boxes as they are stored, none where there is nothing."""
+    return tuple((float(x), float(y), float(w), float(h)) for x, y, w, h in value or ())
 
 
 def check_labels(counts: Mapping[str, int], min_images: int) -> None:

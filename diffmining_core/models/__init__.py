@@ -1,4 +1,1 @@
-"""Stable Diffusion pipelines: loading them, their prompts, finetuning them on labelled images."""
-
-ALGO = "finetune-1"
-"""Version of finetuning's arithmetic; part of its units' keys."""
+"""Stable Diffusion pipelines: where they come from, loading them, their prompts."""

@@ -7,7 +7,8 @@ package. Goes out: a `Pipeline` whose methods embed prompts, encode images and p
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,22 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffmining_core.errors import InputError
-from diffmining_core.models.files import COMPONENTS, find_model, first_line, model_digest
+from diffmining_core.models.fetching import first_line
+from diffmining_core.models.files import (
+    COMPONENTS,
+    ModelFiles,
+    ModelSource,
+    find_model,
+    model_digest,
+)
 
 
 @dataclass
 class Pipeline:
     """The parts of a latent diffusion model, on one device and in one precision.
 
-    `digest` is the sha256 over the component files, whatever folder they came from.
+    `digest` is the sha256 over the files it was loaded from, wherever they lie. The UNet alone may
+    be in less than float32.
     `unet_forwards` counts the images that went through the UNet, the unit of cost everywhere.
     """
 
@@ -37,7 +46,6 @@ class Pipeline:
     tokenizer: CLIPTokenizer
     scheduler: DDPMScheduler
     digest: str
-    folder: Path
     unet_forwards: int = field(default=0)
 
     def __post_init__(self) -> None:
@@ -70,7 +78,8 @@ class Pipeline:
         tokens = self.tokenizer(
             list(prompts),
             padding="max_length",
-            max_length=self.tokenizer.model_max_length,
+            # Not the tokenizer's own limit, which some repositories leave out.
+            max_length=self.text_encoder.config.max_position_embeddings,
             truncation=True,
             return_tensors="pt",
         ).input_ids
@@ -151,47 +160,83 @@ class Pipeline:
 
 
 def load_pipeline(
-    model: str, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
+    model: ModelSource | str,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Pipeline:
-    """Load the pipeline that `model` names: `tiny`, a diffusers folder, or a hub id.
+    """Load the pipeline that `model` names; a string is its name alone.
 
-    Raises `InputError` if there is no such model, the hub cannot be reached, or the folder is no
-    Stable Diffusion pipeline.
+    `dtype` is the UNet's, which does all but a hundredth of the work. The VAE and the text encoder
+    stay in float32, whatever it is: they run once per image and label, their rounding would be
+    one and the same error in every draw, and some VAEs overflow in float16.
+
+    Raises `InputError` if there is no such model, it cannot be had, or it is no Stable Diffusion
+    pipeline.
     """
-    # Their bars for reading a file would stand between ours.
+    files = find_model(model)
+    with quiet_libraries():
+        tokenizer = _loaded(files, "tokenizer", CLIPTokenizer)
+        scheduler = _loaded(files, "scheduler", DDPMScheduler)
+        vae = _loaded_weights(files, "vae", AutoencoderKL, torch.float32)
+        text_encoder = _loaded_weights(files, "text_encoder", CLIPTextModel, torch.float32)
+        # A LoRA is added before the precision is lowered, which would lose the half of it.
+        unet_dtype = torch.float32 if files.lora else dtype
+        unet = _loaded_weights(files, "unet", UNet2DConditionModel, unet_dtype)
+        if files.lora:
+            from diffmining_core.models.lora import merge_lora_file  # brings peft along
+
+            merge_lora_file(unet, files.lora, str(files.source.lora))
+            unet.to(dtype)
+        return Pipeline(
+            unet=unet.to(device),
+            vae=vae.to(device),
+            text_encoder=text_encoder.to(device),
+            tokenizer=tokenizer,
+            scheduler=scheduler,
+            digest=model_digest(files),
+        )
+
+
+def _loaded_weights(files: ModelFiles, component: str, loader: Any, dtype: torch.dtype) -> Any:
+    """A component with all its weights from its files; none of them is left as it was drawn."""
+    precision = "dtype" if loader is CLIPTextModel else "torch_dtype"
+    found, info = _loaded(
+        files,
+        component,
+        loader,
+        use_safetensors=True,
+        variant=files.variant(component),
+        output_loading_info=True,
+        **{precision: dtype},
+    )
+    # Not those that are there beside them: a whole CLIP model has its vision tower too.
+    lost = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
+    if lost:
+        raise InputError(
+            f"The {component} of model {files.source} lacks {len(lost)} of the weights that its "
+            f"configuration asks for, {lost[0]} the first; fetch or save it again."
+        )
+    return found
+
+
+def _loaded(files: ModelFiles, component: str, loader: Any, **options: Any) -> Any:
+    try:
+        return loader.from_pretrained(files.folders[component], **options)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"The {component} of model {files.source} cannot be loaded as {loader.__name__} with "
+            f"safetensors weights ({first_line(error)}); give a Stable Diffusion pipeline "
+            "saved by diffusers with safe_serialization=True."
+        ) from error
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Their bars stand between ours, and they warn of weights and settings that are not needed."""
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    folder = find_model(model)
-    parts: dict[str, Any] = {}
-    loaders = {
-        "unet": UNet2DConditionModel,
-        "vae": AutoencoderKL,
-        "text_encoder": CLIPTextModel,
-        "tokenizer": CLIPTokenizer,
-        "scheduler": DDPMScheduler,
-    }
-    for name, loader in loaders.items():
-        precision: dict[str, Any] = (
-            {} if name in ("tokenizer", "scheduler") else {"torch_dtype": dtype}
-        )
-        if name == "text_encoder":
-            precision = {"dtype": dtype}
-        if precision:
-            precision["use_safetensors"] = True
-        try:
-            parts[name] = loader.from_pretrained(folder / name, **precision)
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise InputError(
-                f"The {name} of model {model} cannot be loaded as {loader.__name__} with "
-                f"safetensors weights ({first_line(error)}); give a Stable Diffusion pipeline "
-                "saved by diffusers with safe_serialization=True."
-            ) from error
-    predicts = parts["scheduler"].config.prediction_type
-    if predicts not in ("epsilon", "v_prediction"):
-        raise InputError(
-            f"Model {model} predicts {predicts!r}, but only models that predict the noise "
-            "(epsilon) or the velocity (v_prediction) can be mined; give another model."
-        )
-    for name in ("unet", "vae", "text_encoder"):
-        parts[name].to(device)
-    return Pipeline(**parts, digest=model_digest(folder), folder=folder)
+    with ExitStack() as restored:
+        for library in (diffusers.utils.logging, transformers.utils.logging):
+            restored.callback(library.set_verbosity, library.get_verbosity())
+            library.set_verbosity_error()
+        yield

@@ -1,8 +1,8 @@
-"""The loss curve as coordinates, which the page's template draws as SVG."""
+"""Curves as coordinates, which the pages' templates draw as SVG."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,13 +15,17 @@ _SMOOTHING = 0.05  # of the curve's length, the window of the running mean
 
 @dataclass(frozen=True)
 class LossChart:
-    """Points are SVG's "x,y x,y"; ticks are (position in px, text)."""
+    """Points are SVG's "x,y x,y", of a line that is not there none; ticks are (px, text)."""
 
     raw: str
     smooth: str
+    held_out: str
+    seen: str
+    held_out_dots: list[tuple[float, float]]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     last_loss: float
+    last_held_out: float | None
     width: int = WIDTH
     height: int = HEIGHT
     left: int = _LEFT
@@ -29,15 +33,21 @@ class LossChart:
     bottom: int = HEIGHT - _BOTTOM
 
 
-def loss_chart(curve: Sequence[tuple[int, float]]) -> LossChart:
-    """The loss of every step, faint, and its running mean."""
+def loss_chart(
+    curve: Sequence[tuple[int, float]],
+    held_out: Sequence[tuple[int, float]] = (),
+    seen: Sequence[tuple[int, float]] = (),
+) -> LossChart:
+    """The loss of every step, faint, and its running mean; on held-out and trained images."""
     steps = np.array([step for step, _ in curve], dtype=np.float64)
     losses = np.array([loss for _, loss in curve], dtype=np.float64)
     means = _running_mean(losses)
     kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), _POINTS)).round().astype(int))
+    evaluated = [loss for _, loss in (*held_out, *seen)]
     # A few early losses may tower over all others; they run out of the picture at the top.
-    highest = max(float(np.quantile(losses, 0.99)), float(means.max())) or 1.0
-    first, last = float(steps[0]), max(float(steps[-1]), float(steps[0]) + 1)
+    highest = max(float(np.quantile(losses, 0.99)), float(means.max()), *evaluated, 0.0) or 1.0
+    first = float(steps[0])
+    last = max([first + 1, float(steps[-1]), *(float(step) for step, _ in held_out)])
 
     def x(step: float) -> float:
         return round(_LEFT + (step - first) / (last - first) * (WIDTH - _LEFT - _RIGHT), 1)
@@ -46,12 +56,69 @@ def loss_chart(curve: Sequence[tuple[int, float]]) -> LossChart:
         share = min(max(loss / highest, 0), 1)
         return round(HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM), 1)
 
+    def points(line: Sequence[tuple[int, float]]) -> str:
+        return " ".join(f"{x(step)},{y(loss)}" for step, loss in line)
+
     return LossChart(
-        raw=" ".join(f"{x(steps[at])},{y(losses[at])}" for at in kept),
-        smooth=" ".join(f"{x(steps[at])},{y(means[at])}" for at in kept),
+        raw=points([(steps[at], losses[at]) for at in kept]),
+        smooth=points([(steps[at], means[at]) for at in kept]),
+        held_out=points(held_out),
+        seen=points(seen),
+        held_out_dots=[(x(step), y(loss)) for step, loss in held_out],
         x_ticks=[(x(step), f"{step:,.0f}") for step in _round_ticks(first, last, 5)],
         y_ticks=[(y(loss), f"{loss:g}") for loss in _round_ticks(0, highest, 4)],
         last_loss=float(means[-1]),
+        last_held_out=held_out[-1][1] if held_out else None,
+    )
+
+
+@dataclass(frozen=True)
+class BinChart:
+    """The loss by timestep: pairs of bars (x, y, width, height) in px, ticks as (px, text)."""
+
+    first: list[tuple[float, float, float, float]]
+    last: list[tuple[float, float, float, float]]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = _LEFT
+    right: int = WIDTH - _RIGHT
+    bottom: int = HEIGHT - _BOTTOM
+
+
+def bin_chart(
+    first: Sequence[float | None], last: Sequence[float | None], timesteps: int = 1000
+) -> BinChart | None:
+    """Losses in equal parts of the timesteps, early and late side by side; None of none."""
+    measured = [loss for loss in (*first, *last) if loss is not None]
+    if not measured:
+        return None
+    highest = max(measured) or 1.0
+    step = (WIDTH - _LEFT - _RIGHT) / len(first)
+    gap, wide = 0.12 * step, 0.36 * step
+
+    def y(loss: float) -> float:
+        return round(HEIGHT - _BOTTOM - loss / highest * (HEIGHT - _TOP - _BOTTOM), 1)
+
+    def bars(
+        losses: Sequence[float | None], shift: float
+    ) -> list[tuple[float, float, float, float]]:
+        bottom = HEIGHT - _BOTTOM
+        return [
+            (round(_LEFT + at * step + gap + shift, 1), y(loss), round(wide, 1), bottom - y(loss))
+            for at, loss in enumerate(losses)
+            if loss is not None
+        ]
+
+    return BinChart(
+        first=bars(first, 0),
+        last=bars(last, wide),
+        x_ticks=[
+            (round(_LEFT + at * step, 1), f"{timesteps * at // len(first):,}")
+            for at in range(0, len(first), 2)
+        ],
+        y_ticks=[(y(loss), f"{loss:g}") for loss in _round_ticks(0, highest, 4)],
     )
 
 
@@ -71,3 +138,68 @@ def _round_ticks(low: float, high: float, count: int) -> list[float]:
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
     first = int(np.ceil(low / step))
     return [float(n * step) for n in range(first, int(np.floor(high / step + 1e-9)) + 1)]
+
+
+_NAMES = 96  # px at the right for the lines' names
+_NAME_HEIGHT = 14
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a chart: SVG's "x,y x,y", its points, and where its name stands."""
+
+    name: str
+    points: str
+    dots: list[tuple[float, float]]
+    name_y: float
+
+
+@dataclass(frozen=True)
+class LineChart:
+    """Several named lines over the same steps; ticks are (position in px, text)."""
+
+    lines: list[Line]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = _LEFT
+    right: int = WIDTH - _NAMES
+    bottom: int = HEIGHT - _BOTTOM
+
+
+def line_chart(steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> LineChart:
+    """Shares of 1 by step, one line a name, from 0 up to the greatest."""
+    highest = max(max(of_line) for of_line in values.values()) or 1.0
+    first, last = steps[0], max(steps[-1], steps[0] + 1)
+
+    def x(step: float) -> float:
+        return round(_LEFT + (step - first) / (last - first) * (WIDTH - _LEFT - _NAMES), 1)
+
+    def y(value: float) -> float:
+        return round(HEIGHT - _BOTTOM - value / highest * (HEIGHT - _TOP - _BOTTOM), 1)
+
+    names_y = _apart({name: y(of_line[-1]) for name, of_line in values.items()})
+    return LineChart(
+        lines=[
+            Line(
+                name=name,
+                points=" ".join(f"{x(step)},{y(v)}" for step, v in zip(steps, line, strict=True)),
+                dots=[(x(step), y(v)) for step, v in zip(steps, line, strict=True)],
+                name_y=names_y[name],
+            )
+            for name, line in values.items()
+        ],
+        x_ticks=[(x(step), f"{step:,.0f}") for step in _round_ticks(first, last, 5)],
+        y_ticks=[(y(value), f"{value:g}") for value in _round_ticks(0, highest, 4)],
+    )
+
+
+def _apart(wanted: Mapping[str, float]) -> dict[str, float]:
+    """Heights near those wanted at which the names do not overlap."""
+    placed: dict[str, float] = {}
+    lowest = float("inf")
+    for name, height in sorted(wanted.items(), key=lambda pair: -pair[1]):
+        lowest = min(height, lowest - _NAME_HEIGHT)
+        placed[name] = lowest
+    return placed

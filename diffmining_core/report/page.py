@@ -7,11 +7,12 @@ policy; labels and file names only ever appear as escaped text, never as paths.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from diffmining_core.report import figures
-from diffmining_core.report.charts import loss_chart
+from diffmining_core.report.charts import LossChart, bin_chart, loss_chart
 from diffmining_core.report.figures import Sprite, Tile
 from diffmining_core.report.overlays import colour_bar
 from diffmining_core.report.pictures import (
@@ -37,6 +38,7 @@ from diffmining_core.report.source import (
     SHOWN_PER_CLUSTER,
     SMALL_CLUSTER,
     Cluster,
+    Losses,
     Patch,
     SiteSource,
     best_rows,
@@ -44,11 +46,15 @@ from diffmining_core.report.source import (
     label_patches,
     label_slugs,
 )
+from diffmining_core.signs import Sign
 
 _STRIP_ALONE, _STRIP_BESIDE = 12, 6  # patches in a strip without and with one before finetuning
 _SET_ASIDE_SHOWN = 100
+_SIGNS_SHOWN = 2  # of one name; the others fold away
 _AFTER, _BEFORE = "After finetuning", "Before finetuning"
 _HERE = Path(__file__).parent
+STATIC = _HERE / "static"
+PREVIEW = "figures/generated.png"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -57,7 +63,7 @@ def write_site(source: SiteSource, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for part in ("labels", "figures", "data"):
         (folder / part).mkdir(exist_ok=True)
-    shutil.copytree(_HERE / "static", folder / "static", dirs_exist_ok=True)
+    shutil.copytree(STATIC, folder / "static", dirs_exist_ok=True)
     colour_bar().save(folder / "static" / "colour-bar.webp", "WEBP", lossless=True)
     slugs = label_slugs(source.labels)
     unit = _score_unit(source)
@@ -70,6 +76,9 @@ def write_site(source: SiteSource, folder: Path) -> None:
             sheet.save(folder / "figures" / sheets.pop(0))
             at_a_glance.clear()
     _write_numbers(source, folder / "data")
+    _write_sign_pictures(source, folder / "signs")
+    if source.preview:
+        (folder / PREVIEW).write_bytes(source.preview[1])
     (folder / "index.html").write_text(render_index(source, ""), encoding="utf-8")
 
 
@@ -78,7 +87,7 @@ def render_index(source: SiteSource, prefix: str) -> str:
     slugs = label_slugs(source.labels)
     set_aside = source.set_aside.slice(0, _SET_ASIDE_SHOWN).to_pylist()
     return (
-        _environment()
+        environment()
         .get_template("index.html")
         .render(
             root=prefix,
@@ -86,7 +95,12 @@ def render_index(source: SiteSource, prefix: str) -> str:
             cards=[_card(source, label, slugs[label]) for label in source.labels],
             counts=_counts(source),
             truth=_truth(source.truth),
-            loss=loss_chart(source.loss_curve) if source.loss_curve else None,
+            signs=sign_groups(source, slugs),
+            loss=_loss_chart(source.losses),
+            bins=bin_chart(source.losses.first_bins, source.losses.last_bins)
+            if source.losses
+            else None,
+            preview=(source.preview[0], PREVIEW) if source.preview else None,
             notes=[str(note) for note in source.facts.get("notes", [])],
             facts=fact_groups(source.facts),
             set_aside=set_aside,
@@ -106,6 +120,81 @@ def fact_groups(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str
         if isinstance(fact, Mapping) and fact:
             groups.append((_heading(name), _fact_lines(fact)))
     return groups
+
+
+@dataclass(frozen=True)
+class SignGroup:
+    """The signs of one name: what they say alike, and one entry for each that there is.
+
+    advice: where all give the same; None where it stands with each.
+    """
+
+    name: str
+    severity: str
+    what: str
+    advice: str | None
+    entries: list[dict[str, Any]]
+
+    @property
+    def shown(self) -> list[dict[str, Any]]:
+        """Those that are read without opening more."""
+        return self.entries[:_SIGNS_SHOWN]
+
+    @property
+    def folded(self) -> list[dict[str, Any]]:
+        """The others."""
+        return self.entries[_SIGNS_SHOWN:]
+
+
+def sign_groups(source: SiteSource, slugs: Mapping[str, str]) -> list[SignGroup]:
+    """The signs by name, warnings first."""
+    by_name: dict[str, list[Sign]] = {}
+    for sign in sorted(source.signs, key=lambda sign: sign.severity != "warning"):
+        by_name.setdefault(sign.name, []).append(sign)
+    groups = []
+    for name, signs in by_name.items():
+        advice = signs[0].advice if len({sign.advice for sign in signs}) == 1 else None
+        entries = [
+            {
+                "label": sign.label,
+                "page": _label_page(slugs, sign.label),
+                "evidence": sign.evidence.replace(" %", "\u00a0%"),  # on one line
+                "advice": None if advice else sign.advice,
+                "picture": _sign_picture_view(source, sign),
+                "about": sign.about,
+            }
+            for sign in signs
+        ]
+        groups.append(SignGroup(name, signs[0].severity, signs[0].what, advice, entries))
+    return groups
+
+
+def _label_page(slugs: Mapping[str, str], label: str | None) -> str | None:
+    """The page of a label from the site's top; None for the whole run."""
+    return f"labels/{slugs[label]}.html" if label is not None and label in slugs else None
+
+
+def _sign_picture_view(source: SiteSource, sign: Sign) -> dict[str, Any] | None:
+    if not sign.picture or source.sign_picture is None:
+        return None
+    with Image.open(io.BytesIO(source.sign_picture(sign.picture))) as picture:
+        width, height = picture.size
+    return {"path": f"signs/{sign.picture}", "width": width, "height": height}
+
+
+def _write_sign_pictures(source: SiteSource, folder: Path) -> None:
+    pictures = [sign.picture for sign in source.signs if sign.picture]
+    if not pictures or source.sign_picture is None:
+        return
+    folder.mkdir(exist_ok=True)
+    for name in pictures:
+        (folder / name).write_bytes(source.sign_picture(name))
+
+
+def _loss_chart(losses: Losses | None) -> LossChart | None:
+    if losses is None or not losses.training:
+        return None
+    return loss_chart(losses.training, losses.held_out, losses.seen)
 
 
 @dataclass(frozen=True)
@@ -169,7 +258,7 @@ def _write_label(
     )
     view = _PatchView(unit, sprite, list(tiles), list(pictures.images))
     page = (
-        _environment()
+        environment()
         .get_template("label.html")
         .render(
             root="../",
@@ -400,7 +489,8 @@ def _write_numbers(source: SiteSource, folder: Path) -> None:
         "counts": _counts(source),
         "facts": source.facts,
         "truth": source.truth,
-        "loss_curve": source.loss_curve,
+        "losses": asdict(source.losses) if source.losses else None,
+        "signs": [sign.as_json() for sign in source.signs],
     }
     text = json.dumps(summary, indent=1, ensure_ascii=False, default=_plain)
     (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
@@ -449,7 +539,8 @@ def _heading(name: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """The templates of all pages, which escape what they are given."""
     environment = Environment(
         loader=FileSystemLoader(_HERE / "templates"),
         autoescape=True,

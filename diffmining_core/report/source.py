@@ -15,12 +15,34 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from diffmining_core.signs import Sign
+
 KINDS = ("highest", "random", "lowest")
 SHOWN_PER_CLUSTER = 12
 SMALL_CLUSTER = 6  # the paper shows clusters of at least this many members
 
 _PLAIN_SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _RESERVED_ON_WINDOWS = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]")
+
+
+Curve = Sequence[tuple[int, float]]
+"""(step, loss) by step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """How the losses of a finetuning went.
+
+    training: of every step. held_out, seen: on images kept out of training and on images trained
+    on, both under the same noise. first_bins, last_bins: the training loss in equal parts of the
+    timesteps, of the first and of the last stretch of steps; None where no timestep fell.
+    """
+
+    training: Curve
+    held_out: Curve = ()
+    seen: Curve = ()
+    first_bins: Sequence[float | None] = ()
+    last_bins: Sequence[float | None] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +69,10 @@ class SiteSource:
         typicality_before: the base model's map, or None where there is none.
         truth: numbers measured against planted boxes: average_precision {before, after,
             base_rate}, hits {kind: share}, cluster_purity {label: shares of its top clusters}.
-        loss_curve: (step, loss) of the finetuning.
+        losses: those of the finetuning.
+        preview: step and PNG of images that the finetuned model generates, a row a label.
+        signs: of failure; the page puts warnings before notes.
+        sign_picture: name of a sign's picture -> its bytes, WebP.
     """
 
     title: str
@@ -63,7 +88,10 @@ class SiteSource:
     before: pa.Table | None = None
     typicality_before: Callable[[str, str], NDArray[np.float32] | None] | None = None
     truth: Mapping[str, Any] | None = None
-    loss_curve: Sequence[tuple[int, float]] | None = None
+    losses: Losses | None = None
+    preview: tuple[int, bytes] | None = None
+    signs: Sequence[Sign] = ()
+    sign_picture: Callable[[str], bytes] | None = None
 
 
 @dataclass(frozen=True)

@@ -12,22 +12,37 @@ from diffmining_core.store.roots import Root, checked_name, explained
 
 
 class RootCheckpoints:
-    """The newest checkpoint below a folder of the root.
+    """The newest checkpoints below a folder of the root, or all of them.
 
     A checkpoint's files lie in `step-<step>-<uuid>/`; it counts once `step-<step>-<uuid>.json`,
-    which names them with their sha256, is written. Older ones go when a newer one is complete.
-    Several processes may keep, fetch and remove at once: each writes only what is its own, and one
-    that vanishes under another's hands is passed over.
+    which names them with their sha256, is written. When it is complete, others of its step go, and
+    older ones until `kept` steps are left (None: all stay). Several processes may keep, fetch and
+    remove at once: each writes only what is its own, and one that vanishes under another's hands
+    is passed over.
     """
 
-    def __init__(self, root: Root, folder: str, every: int) -> None:
-        self.root, self.folder, self.every = root, folder, every
+    def __init__(self, root: Root, folder: str, kept: int | None = 1) -> None:
+        self.root, self.folder, self.kept = root, folder, kept
 
     def latest(self, into: Path) -> int | None:
         """Fetch the newest intact checkpoint's files and return its step; None if there is none."""
+        return self._fetch_newest(into, None)
+
+    def steps(self) -> list[int]:
+        """The steps that have a checkpoint, in order."""
+        return sorted({_step(name) for name in self._complete()})
+
+    def fetch(self, step: int, into: Path) -> None:
+        """Fetch the files of one step; FileNotFoundError if it has no intact checkpoint."""
+        if self._fetch_newest(into, step) is None:
+            raise FileNotFoundError(f"{self.root.url_of(self.folder)}: step {step} is not there")
+
+    def _fetch_newest(self, into: Path, step: int | None) -> int | None:
         unusable: set[str] = set()
         # A new listing for each try: what has just vanished may have made way for a newer one.
-        while names := self._complete() - unusable:
+        while names := {
+            name for name in self._complete() - unusable if step in (None, _step(name))
+        }:
             newest = max(names)
             if self._fetch(newest, into):
                 return _step(newest)
@@ -36,7 +51,7 @@ class RootCheckpoints:
 
     def keep(self, step: int, folder: Path) -> None:
         """Store the files of `folder` as the checkpoint after `step` steps."""
-        older = {name for name in self._complete() if _step(name) <= step}
+        superseded = self._superseded(step)
         files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
         name = f"step-{step:09d}-{uuid4().hex}"
         try:
@@ -45,13 +60,20 @@ class RootCheckpoints:
             self.root.write_bytes(self._marker(name), json.dumps(files).encode())
         except (FileNotFoundError, FileExistsError):
             return  # another process, which is done, removed the local folder as we filled it
-        for old in older:
+        for old in superseded:
             self._drop(old)
 
     def remove(self) -> None:
         """Remove all checkpoints, half written ones too: the computation is finished."""
         for name in {name.removesuffix(".json") for name in self.root.names(self.folder)}:
             self._drop(name)
+
+    def _superseded(self, step: int) -> set[str]:
+        """What goes when a checkpoint of `step` is complete."""
+        older = {name for name in self._complete() if _step(name) <= step}
+        steps = sorted({_step(name) for name in older} - {step}, reverse=True)
+        stay = set(steps if self.kept is None else steps[: self.kept - 1])
+        return {name for name in older if _step(name) not in stay}
 
     def _complete(self) -> set[str]:
         names = self.root.names(self.folder)

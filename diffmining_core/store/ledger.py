@@ -11,9 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import platform
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffmining_core.errors import InputError
+from diffmining_core.store.caches import cache_folder, filled_aside
 from diffmining_core.store.roots import BLOCK, Root, checked_name, explained
 from diffmining_core.store.units import JSON, Unit, canonical_json
 
@@ -332,14 +331,20 @@ def read_bytes(root: Root, manifest: Manifest, name: str) -> bytes:
 
 
 def read_files(root: Root, manifest: Manifest, names: Sequence[str]) -> list[bytes]:
-    """The contents of several files of a finished unit, checked like one."""
+    """The contents of several files of a finished unit, checked like one.
+
+    A file that is not what it was is read once more: it may have been cut short on the way.
+    """
     rels, unit = [_stored(manifest, name) for name in names], (manifest.stage, manifest.key)
     try:
         contents = root.read_all(rels)
     except FileNotFoundError as error:
         raise CorruptFileError(f"{error} is missing; {_REMEDY}", *unit) from error
-    for name, rel, data in zip(names, rels, contents, strict=True):
-        _check(root, unit, rel, manifest.files[name], _record(iter([data])))
+    for place, (name, rel) in enumerate(zip(names, rels, strict=True)):
+        expected = manifest.files[name]
+        if _record(iter([contents[place]])) != expected:
+            contents[place] = root.read_bytes(rel)
+            _check(root, unit, rel, expected, _record(iter([contents[place]])))
     return contents
 
 
@@ -375,7 +380,7 @@ def local_folder(root: Root, manifest: Manifest, prefix: str) -> Path:
         files = {name: manifest.files[name] for name in names.values()}
         _verify(root, (manifest.stage, manifest.key), manifest.attempt, files)
         return folder
-    cached = _cache_folder() / manifest.attempt / prefix
+    cached = cache_folder() / manifest.attempt / prefix
     if not cached.exists():
         with explained(str(cached)):
             _download(root, manifest, names, cached)
@@ -391,15 +396,10 @@ def _names_under(manifest: Manifest, prefix: str) -> dict[str, str]:
     return names
 
 
-def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffmining"
-
-
 def _download(root: Root, manifest: Manifest, names: Mapping[str, str], folder: Path) -> None:
     """Fill `folder`, which appears with all its files or not at all."""
-    aside = folder.with_name(f".{folder.name}.{uuid4().hex}")
     unit = manifest.stage, manifest.key
-    try:
+    with filled_aside(folder) as aside:
         for inner, name in names.items():
             target = aside / inner
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -410,13 +410,6 @@ def _download(root: Root, manifest: Manifest, names: Mapping[str, str], folder: 
             except FileNotFoundError as error:
                 raise missing_file(root, unit, rel) from error
             _check(root, unit, rel, manifest.files[name], came)
-        try:
-            aside.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # else another process was first, with the same files
-                raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _copied(root: Root, rel: str, file: BinaryIO) -> Iterator[bytes]:

@@ -1,8 +1,12 @@
 """Ragged Zarr maps: the typicality maps of one unit, of many shapes, in one Zarr v3 group.
 
 `values` and `m2` are float32 [Σ h·w], each one shard object with inner chunks of 131,072 values;
-`offsets` int64 [n+1] and `hw` int32 [n, 2] say where each map lies and its shape; ids, labels and
-the number of draws are attributes. 9 objects a unit, whatever n. One writer, never appended to.
+`offsets` int64 [n+1] and `hw` int32 [n, 2] say where each map lies and its shape, `null_loss`
+float32 [n] what its typicality is to be compared with; ids, labels and the number of draws are
+attributes. 11 objects a unit, whatever n. One writer, never appended to.
+
+Float32 keeps what was measured to the bit, so that patches chosen from a stored map are those of
+the map; typicality below 6e-5 would be subnormal in float16.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ import numpy.typing as npt
 import zarr
 from fsspec.implementations.asyn_wrapper import AsyncFileSystemWrapper
 from zarr.codecs import BloscCodec
+from zarr.core.array_spec import ArrayConfigParams
 from zarr.core.buffer import Buffer
 from zarr.core.buffer.cpu import Buffer as CpuBuffer
 from zarr.storage import FsspecStore, MemoryStore
@@ -30,7 +35,10 @@ NAME = "maps.zarr"
 INNER_CHUNK = 131_072
 """Values in one inner chunk, the least that is read: half a MiB before compression."""
 
-ARRAYS = ("values", "m2", "offsets", "hw")
+WRITE_ALL: ArrayConfigParams = {"write_empty_chunks": True}
+"""All-zero chunks too: every unit then has the same objects, and a missing one is a fault."""
+
+ARRAYS = ("values", "m2", "null_loss", "offsets", "hw")
 
 
 @dataclass
@@ -38,12 +46,15 @@ class RaggedMaps:
     """n typicality maps of any shapes, end to end.
 
     values: float32 [Σ h·w], each map the mean over the draws, row-major. m2: float32 like values,
-    the sum over the draws of squared deviations from that mean. offsets: int64 [n+1], map i is
-    values[offsets[i]:offsets[i+1]]. hw: int32 [n, 2]. image_id, label: one per map.
+    the sum over the draws of squared deviations from that mean. null_loss: float32 [n], mean over
+    draws and positions of the squared error of the predicted noise under the null prompt. offsets:
+    int64 [n+1], map i is values[offsets[i]:offsets[i+1]]. hw: int32 [n, 2]. image_id, label: one
+    per map; an image of several labels has a map for each.
     """
 
     values: npt.NDArray[np.float32]
     m2: npt.NDArray[np.float32]
+    null_loss: npt.NDArray[np.float32]
     offsets: npt.NDArray[np.int64]
     hw: npt.NDArray[np.int32]
     image_id: list[str]
@@ -55,6 +66,7 @@ class RaggedMaps:
         cls,
         means: Sequence[npt.NDArray[np.float32]],
         m2s: Sequence[npt.NDArray[np.float32]],
+        null_loss: Sequence[float] | npt.NDArray[np.float32],
         image_id: Sequence[str],
         label: Sequence[str],
         n_draws: int,
@@ -70,6 +82,7 @@ class RaggedMaps:
         return cls(
             values=_joined(means),
             m2=_joined(m2s),
+            null_loss=np.asarray(null_loss, np.float32),
             offsets=np.concatenate([[0], np.cumsum(hw.prod(axis=1, dtype=np.int64))]),
             hw=hw,
             image_id=list(image_id),
@@ -100,6 +113,7 @@ class RaggedMaps:
 def write_maps(attempt: Attempt, maps: RaggedMaps, name: str = NAME) -> None:
     """Store the maps as the Zarr group `name`; InputError if their shapes do not fit together."""
     _check(maps, attempt.unit)
+    n = max(1, len(maps.hw))  # no chunk is empty
     objects: dict[str, Buffer] = {}  # filled in memory, so that each object gets its checksum
     group = zarr.create_group(
         MemoryStore(objects),
@@ -111,8 +125,9 @@ def write_maps(attempt: Attempt, maps: RaggedMaps, name: str = NAME) -> None:
     )
     _write_flat(group, "values", maps.values)
     _write_flat(group, "m2", maps.m2)
+    group.create_array("null_loss", data=maps.null_loss, chunks=(n,), config=WRITE_ALL)
     group.create_array("offsets", data=maps.offsets)
-    group.create_array("hw", data=maps.hw, chunks=(max(1, len(maps.hw)), 2))
+    group.create_array("hw", data=maps.hw, chunks=(n, 2))
     for key, data in sorted(objects.items()):
         attempt.write_bytes(f"{name}/{key}", data.to_bytes())
 
@@ -140,7 +155,7 @@ def read_maps(root: Root, manifest: Manifest, name: str = NAME) -> RaggedMaps:
 
 
 def open_maps_dask(root: Root, manifest: Manifest) -> dict[str, da.Array]:
-    """The unit's `values`, `m2`, `offsets` and `hw` as lazy arrays whose chunks are the shards.
+    """The unit's arrays (ARRAYS) as lazy arrays whose chunks are the shards.
 
     A slice reads only the inner chunks it touches. CorruptFileError if an object is missing: Zarr
     would read zeros there.
@@ -176,8 +191,7 @@ def _write_flat(group: zarr.Group, name: str, flat: npt.NDArray[np.float32]) -> 
         chunks=(INNER_CHUNK,),
         shards=(inner_chunks * INNER_CHUNK,),
         compressors=BloscCodec(cname="zstd", clevel=5, shuffle="shuffle"),
-        # All-zero chunks too: every unit then has the same objects, and a missing one is a fault.
-        config={"write_empty_chunks": True},
+        config=WRITE_ALL,
     )
 
 
@@ -203,6 +217,7 @@ def _check(maps: RaggedMaps, unit: str) -> None:
     expected: dict[str, tuple[npt.NDArray[Any], type, tuple[int, ...]]] = {
         "values": (maps.values, np.float32, (int(maps.offsets[-1]) if len(maps.offsets) else 0,)),
         "m2": (maps.m2, np.float32, maps.values.shape),
+        "null_loss": (maps.null_loss, np.float32, (n,)),
         "offsets": (maps.offsets, np.int64, (n + 1,)),
         "hw": (maps.hw, np.int32, (n, 2)),
     }

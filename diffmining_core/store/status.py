@@ -19,7 +19,9 @@ from diffmining_core.store.runs import RUN_FILE, failures, planned, run_identity
 
 STAGES = (
     "index",
+    "index_train",
     "dataset",
+    "dataset_train",
     "finetune",
     "typicality",
     "patches",
@@ -27,11 +29,12 @@ STAGES = (
     "features",
     "clusters",
     "evaluation",
+    "signs",
     "report",
 )
 """In the order of the data's path."""
 
-SETTING_ASIDE = ("index", "typicality")
+SETTING_ASIDE = ("index", "index_train", "typicality")
 """The stages that open images, and so may set some aside."""
 
 RECENT = 50

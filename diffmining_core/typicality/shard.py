@@ -1,11 +1,17 @@
-"""Typicality of every image of a dataset shard, batched across images of one latent shape."""
+"""Typicality of every row of a dataset shard, batched across images of one latent shape.
+
+A row is an image under one label; the rows of one image share its pixels, its latents and its null
+predictions.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +30,14 @@ Pixels = npt.NDArray[np.uint8]
 
 READERS = 4
 """Threads that read and decode the images of a batch."""
+
+
+class RowMap(NamedTuple):
+    """What is measured of one row: the estimator's mean and m2, float32 [h, w], and null loss."""
+
+    mean: Map
+    m2: Map
+    null_loss: float
 
 
 @dataclass(frozen=True)
@@ -46,43 +60,62 @@ def shard_typicality(
     options: TypicalityOptions,
     batch_size: int,
     on_forwards: Callable[[int], None] = lambda forwards: None,
-) -> tuple[dict[int, tuple[Map, Map]], dict[int, str]]:
-    """(mean, m2) float32 [h, w] by the image's place in `images`, and by place what is set aside.
+) -> tuple[dict[int, RowMap], dict[int, str]]:
+    """Maps by the row's place in `images`, and by place why a row is set aside.
 
-    `batch_size` images go through the UNet at a time, each under its label and the null prompt. An
-    image that nobody has opened before (`declared`) and that proves unusable is set aside with the
-    reason; any other that cannot be read has changed since, and raises ImageError.
+    `batch_size` images are taken at a time, and at most twice as many go through the UNet at once:
+    each under the null prompt and, for each of its rows, under that one's label. An image that
+    nobody has opened before (`declared`) and that proves unusable is set aside with the reason, all
+    its rows; any other that cannot be read has changed since, and raises ImageError.
     """
     null_embeds = pipeline.embed_prompts([options.prompts.null])
     label_embeds = {
         label: pipeline.embed_prompts([options.prompts.of(label)])[0]
         for label in sorted({image.label for image in images})
     }
-    maps: dict[int, tuple[Map, Map]] = {}
+    maps: dict[int, RowMap] = {}
     set_aside: dict[int, str] = {}
-    for hw, places in _by_shape(images, options.size):
+    for hw, groups in _by_shape(rows_of_images(images), images, options.size):
         latent_shape = (
             int(pipeline.unet.config.in_channels),
             hw[0] // pipeline.cell,
             hw[1] // pipeline.cell,
         )
         draws = draw(options.seed, latent_shape, options.draws, options.t_range)
-        for batch in _batches(places, batch_size):
-            pixels = _read_batch(images, batch, options.size, hw, set_aside)
+        for start in range(0, len(groups), batch_size):
+            batch = {rows[0]: rows for rows in groups[start : start + batch_size]}
+            pixels, unusable = _read_batch(images, list(batch), options.size, hw)
+            set_aside |= {row: why for first, why in unusable.items() for row in batch[first]}
             if not pixels:
                 continue
-            members = [images[place] for place in pixels]
             latents = sampled_latents(
                 pipeline,
                 list(pixels.values()),
-                [image.image_id for image in members],
+                [images[first].image_id for first in pixels],
                 options.seed,
             )
-            embeds = torch.stack([label_embeds[image.label] for image in members])
-            means, m2s = typicality(pipeline, latents, embeds, null_embeds, draws, on_forwards)
-            for place, mean, m2 in zip(pixels, means.cpu().numpy(), m2s.cpu().numpy(), strict=True):
-                maps[place] = (mean, m2)
+            rows = [row for first in pixels for row in batch[first]]
+            estimate = typicality(
+                pipeline,
+                latents,
+                torch.stack([label_embeds[images[row].label] for row in rows]),
+                torch.tensor([i for i, first in enumerate(pixels) for _ in batch[first]]),
+                null_embeds,
+                draws,
+                on_forwards,
+                at_once=2 * batch_size,
+            )
+            mean, m2, null_loss = (part.cpu().numpy() for part in estimate)
+            maps |= {row: RowMap(mean[i], m2[i], float(null_loss[i])) for i, row in enumerate(rows)}
     return maps, set_aside
+
+
+def rows_of_images(images: Sequence[ShardImage]) -> list[list[int]]:
+    """The places in `images` of each image's rows, one list per image, in order of the first."""
+    rows: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for place, image in enumerate(images):
+        rows[image.image_id, image.uri].append(place)
+    return list(rows.values())
 
 
 def sampled_latents(
@@ -95,13 +128,9 @@ def sampled_latents(
 
 
 def _read_batch(
-    images: Sequence[ShardImage],
-    batch: Sequence[int],
-    size: int,
-    hw: tuple[int, int],
-    set_aside: dict[int, str],
-) -> dict[int, Pixels]:
-    """The model-size pixels of a batch by place; what nobody had opened may be set aside."""
+    images: Sequence[ShardImage], batch: Sequence[int], size: int, hw: tuple[int, int]
+) -> tuple[dict[int, Pixels], dict[int, str]]:
+    """By place, the model-size pixels, and why one that nobody had opened cannot be used."""
 
     def read(place: int) -> Pixels | ImageError:
         image = images[place]
@@ -120,27 +149,19 @@ def _read_batch(
 
     with ThreadPoolExecutor(READERS) as pool:
         read_ones = dict(zip(batch, pool.map(read, batch), strict=True))
-    set_aside.update(
-        (place, str(error)) for place, error in read_ones.items() if isinstance(error, ImageError)
+    return (
+        {place: one for place, one in read_ones.items() if not isinstance(one, ImageError)},
+        {place: str(one) for place, one in read_ones.items() if isinstance(one, ImageError)},
     )
-    return {
-        place: pixels for place, pixels in read_ones.items() if not isinstance(pixels, ImageError)
-    }
 
 
 def _by_shape(
-    images: Sequence[ShardImage], size: int
-) -> Iterator[tuple[tuple[int, int], Iterable[int]]]:
-    """Places of the images of each model-size shape (h, w)."""
+    groups: Sequence[list[int]], images: Sequence[ShardImage], size: int
+) -> Iterator[tuple[tuple[int, int], list[list[int]]]]:
+    """The images, each as its rows, of each model-size shape (h, w)."""
 
-    def shape(place: int) -> tuple[int, int]:
-        return resized_hw(images[place].width, images[place].height, size)
+    def shape(rows: list[int]) -> tuple[int, int]:
+        return resized_hw(images[rows[0]].width, images[rows[0]].height, size)
 
-    for hw, places in groupby(sorted(range(len(images)), key=shape), key=shape):
-        yield hw, list(places)
-
-
-def _batches(places: Iterable[int], batch_size: int) -> Iterator[list[int]]:
-    places = list(places)
-    for start in range(0, len(places), batch_size):
-        yield places[start : start + batch_size]
+    for hw, of_shape in groupby(sorted(groups, key=shape), key=shape):
+        yield hw, list(of_shape)

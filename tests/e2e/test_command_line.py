@@ -21,7 +21,7 @@ from stored import results
 
 from diffmining_core.store.ledger import read_manifests
 from diffmining_core.store.roots import open_root
-from flows.parameters import MineParameters
+from flows.parameters import FinetuneParameters, MineParameters, StudyParameters
 
 Make = Callable[..., MineParameters]
 FirstRun = tuple[Path, dict[str, Any], int]
@@ -81,18 +81,11 @@ def test_a_rerun_starts_and_ends_its_own_server_and_loads_no_torch(
         assert probe.connect_ex(("127.0.0.1", int(port[1]))) != 0, "the server is left running"
 
 
-# Checkpoints every 2 steps, so that 6 steps have some; all else is the command itself.
-OFTEN = (
-    "import tasks.finetune; tasks.finetune.STEPS_BETWEEN_CHECKPOINTS = 2; "
-    "from flows.cli import main; main()"
-)
-
-
 @contextmanager
 def killed_once(appears: Callable[[], bool], parameters: MineParameters) -> Iterator[None]:
     """Run the command until `appears`, then SIGKILL it."""
     process = subprocess.Popen(
-        [sys.executable, "-c", OFTEN, *options(parameters)],
+        [*COMMAND, *options(parameters)],
         cwd=REPOSITORY,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -111,7 +104,7 @@ def test_a_run_killed_twice_ends_like_one_left_alone(
     first_run: FirstRun, parameters: Make, tmp_path: Path
 ) -> None:
     root = tmp_path / "killed"
-    small = parameters(root)
+    small = parameters(root, checkpoint_every=2)
     with killed_once(lambda: bool(list(root.glob("finetune/*/checkpoints/*.json"))), small):
         (marker, *_) = sorted(root.glob("finetune/*/checkpoints/*.json"))
         step = int(marker.stem.split("-")[1])
@@ -183,6 +176,45 @@ def test_bad_input_is_refused_in_one_sentence(
     assert sorted(photos.rglob("*")) == photos_before
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["mine", "--recipe", "nowhere"], "there is no recipe 'nowhere'"),
+        (["mine", "--recipe", "places"], "with a recipe, give the one that holds"),
+        (["index", "--recipe", "xray"], "there is no file BBox_List_2017.csv"),
+        (["finetune", "--finetune-steps", "0"], "should be 1 or more"),
+        (["finetune", "--dry-run", "--lora", "{tmp}/none"], "none"),
+        (["study", "finetuning"], "should have a known answer"),
+        (["study", "finetuning", "--masks", "{tmp}/photos"], "no PNG below it"),
+    ],
+)
+def test_commands_refuse_what_they_cannot_use_in_one_sentence(
+    photos: Path, tmp_path: Path, command: list[str], words: str
+) -> None:
+    dataset = tmp_path / "gone" if words.startswith("with a recipe") else photos
+    given = [*command, "--dataset", str(dataset), "--root", str(tmp_path / "root")]
+    ended = diffmining(
+        *(word.replace("{tmp}", str(tmp_path)) for word in given),
+        HF_ENDPOINT="http://127.0.0.1:9",
+    )
+    assert words in sentence(ended)
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_finetune_says_where_the_model_lies(parameters: Make, tmp_path: Path) -> None:
+    mining = {"draws", "k", "top"}
+    given = parameters(tmp_path / "root").model_dump(exclude_unset=True)
+    words = [word for name, value in given.items() if name not in mining
+             for word in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
+    ended = diffmining("finetune", *words)
+    assert ended.returncode == 0, ended.stderr
+    assert "16 images of 4 labels" in ended.stdout
+    model = ended.stdout.strip().splitlines()[-1].removeprefix("Use it with --model ")
+    assert (Path(model) / "unet").is_dir()
+    assert "epochs" in diffmining("finetune", "--dry-run", *words).stdout
+
+
 def test_a_root_with_another_run_is_refused_and_untouched(root: Path, photos: Path) -> None:
     before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
     ended = diffmining("mine", "--dataset", str(photos), "--root", str(root))
@@ -203,10 +235,20 @@ def test_what_only_reading_the_images_shows_is_one_sentence_too(
     assert "fewer: dogs (1)" in sentence(diffmining(*arguments))
 
 
-def test_help_names_every_option_with_its_meaning() -> None:
-    ended = diffmining("mine", "--help", COLUMNS="300")
+@pytest.mark.parametrize(
+    ("command", "form"),
+    [
+        (["mine"], MineParameters),
+        (["finetune"], FinetuneParameters),
+        (["study", "finetuning"], StudyParameters),
+    ],
+)
+def test_help_names_every_option_with_its_meaning(
+    command: list[str], form: type[FinetuneParameters]
+) -> None:
+    ended = diffmining(*command, "--help", COLUMNS="300")
     assert ended.returncode == 0
-    for name, field in MineParameters.model_fields.items():
+    for name, field in form.model_fields.items():
         assert f"--{name.replace('_', '-')}" in ended.stdout
         assert field.description is not None
         assert field.description.split()[0] in ended.stdout

@@ -148,7 +148,8 @@ def test_index_alone_says_what_a_dataset_holds(
     parameters = IndexParameters(dataset=str(manifest), root=str(tmp_path / "root"), shard_rows=10)
     counts = index_dataset(parameters)
     assert counts == {
-        "images": 16, "set_aside": 1, "declared": 16, "shards": 2, "indexed": 2,
+        "images": 16, "pairs": 16, "set_aside": 1, "left_out": {}, "declared": 16, "shards": 2,
+        "indexed": 2,
         "labels": dict.fromkeys(("Almara", "Borvik", "Cendria", "Dorrava"), 4),
     }  # fmt: skip
     assert index_dataset(parameters)["indexed"] == 0

@@ -29,7 +29,7 @@ FirstRun = tuple[Path, dict[str, Any], int]
 PATCH = ("label", "kind", "label_rank", "image_id", "y", "x")
 STAGES = (
     "index", "finetune", "typicality", "patches", "selection", "features", "clusters",
-    "evaluation", "report",
+    "evaluation", "signs", "report",
 )  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_a_whole_run_computes_what_the_arithmetic_says(first_run: FirstRun) -> N
     assert summary["unet_forwards"] == counted == expected
     assert summary["computed"] == {
         "index": 3, "dataset": 1, "finetune": 1, "typicality": 4, "patches": 4, "selection": 2,
-        "features": 4, "clusters": 4, "evaluation": 1, "report": 1,
+        "features": 4, "clusters": 4, "evaluation": 1, "signs": 1, "report": 1,
     }  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def test_another_k_computes_clusters_and_page_only(
     first_page = (root / "index.html").read_bytes()
     summary = mine(parameters(root, k=1))
     assert forwards["calls"] == summary["unet_forwards"] == 0
-    assert summary["computed"] == {"clusters": 4, "evaluation": 1, "report": 1}
+    assert summary["computed"] == {"clusters": 4, "evaluation": 1, "signs": 1, "report": 1}
     assert (root / "index.html").read_bytes() != first_page
 
     mine(parameters(root, k=2))

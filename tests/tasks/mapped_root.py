@@ -40,6 +40,7 @@ def without(shard: Shard, *dropped: int) -> Shard:
         shard,
         content_id=f"{shard.indexed_id} without {dropped}",
         dropped=dropped,
+        images=shard.images - len(dropped),
         labels=tuple(sorted((+labels).items())),
     )
 
@@ -59,6 +60,8 @@ def _index(root: Path | str, number: int, images: list[tuple[str, str]]) -> Shar
             "fingerprint": "",
             "set_aside": None,
             "declared": False,
+            "boxes": None,
+            "detail": None,
         }
         columns = [
             value if isinstance(value := values[field.name], list) else [value] * len(images)
@@ -69,7 +72,7 @@ def _index(root: Path | str, number: int, images: list[tuple[str, str]]) -> Shar
     unit = Unit(index.STAGE, "test", (), {"number": number})
     complete(open_root(str(root)), unit, produce)
     labels = tuple(sorted(Counter(label for _, label in images).items()))
-    return Shard(unit.key, unit.key, unit.key, (), labels, set_aside=0, declared=0)
+    return Shard(unit.key, unit.key, unit.key, (), len(images), labels, set_aside=0, declared=0)
 
 
 def _measure(root: Path | str, number: int, images: list[tuple[str, str]]) -> str:
@@ -77,7 +80,7 @@ def _measure(root: Path | str, number: int, images: list[tuple[str, str]]) -> st
         rng = np.random.default_rng(number)
         maps = [rng.normal(0, 1e-3, (8, 10)).astype(np.float32) for _ in images]
         ids, labels = zip(*images, strict=True)
-        write_maps(attempt, RaggedMaps.pack(maps, maps, ids, labels, n_draws=2))
+        write_maps(attempt, RaggedMaps.pack(maps, maps, [1.0] * IMAGES, ids, labels, n_draws=2))
 
     unit = Unit("typicality", "test", (str(number),), {})
     complete(open_root(str(root)), unit, produce)

@@ -6,7 +6,7 @@ import pytest
 
 from diffmining_core.errors import InputError
 from tasks.evaluation import evaluate
-from tasks.report import Results
+from tasks.results import Results
 
 
 def test_a_truth_that_changes_during_the_run_is_not_measured_under_its_old_digest(

@@ -76,7 +76,7 @@ def test_a_failing_shard_stops_no_other_and_tells_what_is_damaged(
 
 def test_what_a_user_can_mend_is_said_as_it_is(tmp_path: Path) -> None:
     def produce(attempt: Attempt) -> None:
-        nan = RaggedMaps.pack([], [], [], [], n_draws=2)
+        nan = RaggedMaps.pack([], [], [], [], [], n_draws=2)
         write_maps(attempt, nan, "other.zarr")
 
     unit = Unit("typicality", "test", (), {})

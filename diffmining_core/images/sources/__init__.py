@@ -2,6 +2,7 @@
 
 In: a local path or fsspec URL of a folder with one sub-folder per label, a manifest (CSV, TSV,
 Parquet), WebDataset tars, or Parquet files with the images in them; a pattern stands for several.
+Or a folder that is as a recipe's layout describes it.
 Out: a plan of dataset shards. Nothing is copied, and no listing is held in memory.
 """
 
@@ -21,7 +22,9 @@ from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import fingerprint
 from diffmining_core.images.planning import Part
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
+from diffmining_core.images.sources.described import DescribedSource
 from diffmining_core.images.sources.folders import FolderSource
+from diffmining_core.images.sources.layouts import Layout, TableLayout
 from diffmining_core.images.sources.manifests import ManifestSource
 from diffmining_core.images.sources.tables import TableSource, image_column_of
 from diffmining_core.images.sources.tars import TarSource
@@ -76,13 +79,16 @@ def canonical_url(url: str) -> str:
     return _place(url).url
 
 
-def open_source(url: str) -> Source:
+def open_source(url: str, layout: Layout | None = None) -> Source:
     """The dataset at a local path, an fsspec URL or a pattern of them.
 
-    Its kind is told by what is there. InputError if nothing is, or nothing that is a dataset.
+    Its kind is told by what is there, or is as the layout says. InputError if nothing is there, or
+    nothing that is a dataset.
     """
     place = _place(url)
     with explained(place.url):
+        if layout is not None:
+            return _source_as_described(place, layout)
         if has_magic(place.path) and not place.fs.exists(place.path):
             return _source_of_pattern(place)
         try:
@@ -94,9 +100,9 @@ def open_source(url: str) -> Source:
         return _source_of_files(place, [info])
 
 
-def check_source(url: str) -> None:
+def check_source(url: str, layout: Layout | None = None) -> None:
     """InputError unless there is a dataset with a labelled image; the first is enough."""
-    source = open_source(url)
+    source = open_source(url, layout)
     faults: Counter[str] = Counter()
     for image in source.images():
         if image.fault is None:
@@ -104,7 +110,8 @@ def check_source(url: str) -> None:
         faults[image.fault] += 1
     reasons = "; ".join(f"{count} × {fault}" for fault, count in faults.most_common(3))
     raise InputError(
-        f"dataset {source.url}: it has no image with a label ({reasons or 'no rows'}); {WANTED}"
+        f"dataset {source.url}: it has no image with a label ({reasons or 'no rows'}); "
+        + (WANTED if layout is None else "see what its recipe says to put where")
     )
 
 
@@ -120,6 +127,23 @@ def _place(url: str) -> _Place:
         path = os.path.normpath(path)
         return _Place(fs, path, path)
     return _Place(fs, path, fs.unstrip_protocol(path))
+
+
+def _source_as_described(place: _Place, layout: Layout) -> Source:
+    if not place.fs.isdir(place.path):
+        raise InputError(
+            f"dataset {place.url}: there is no such folder; with a recipe, give the one that holds "
+            "the published dataset"
+        )
+    if isinstance(layout, TableLayout):
+        return DescribedSource(place.url, place.fs, place.path, layout)
+    folder = f"{place.path}/{layout.folder}" if layout.folder else place.path
+    if not place.fs.isdir(folder):
+        raise InputError(
+            f"dataset {place.url}: there is no folder {layout.folder}, which its recipe reads; put "
+            "it there, or give the folder that it is in"
+        )
+    return FolderSource(place.url, place.fs, [folder], layout)
 
 
 def _source_of_pattern(place: _Place) -> Source:

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
@@ -15,6 +15,7 @@ from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import archive_place, fingerprint
 from diffmining_core.images.planning import Listing, plan_rows
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
+from diffmining_core.images.sources.layouts import FolderLayout
 from diffmining_core.store.roots import explained
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
@@ -27,14 +28,18 @@ logger = logging.getLogger(__name__)
 class FolderSource:
     """Files at any depth below a label's folder have that label; several folders are one dataset.
 
-    url: how the folders are called together. folders: paths in `fs`. Hidden files and folders are
-    skipped; other files that are no images are counted in the log.
+    url: how the folders are called together. folders: paths in `fs`. layout: `skip` folders lie
+    above the labels', and a `nested` label is all folders on the way, joined by "_". Hidden files
+    and folders are skipped; other files that are no images are counted in the log.
     """
 
-    def __init__(self, url: str, fs: Any, folders: Sequence[str]) -> None:
+    def __init__(
+        self, url: str, fs: Any, folders: Sequence[str], layout: FolderLayout | None = None
+    ) -> None:
         self.url = url
         self.fs = fs
         self.folders = folders
+        self.layout = layout or FolderLayout()
 
     @property
     def digest(self) -> str:
@@ -47,7 +52,7 @@ class FolderSource:
 
     def has_images(self) -> bool:
         """Whether any image lies in a sub-folder; the first is enough."""
-        return any(_is_labelled_image(inner) for inner, _, _ in self._visible())
+        return any(self._is_labelled_image(inner) for inner, _, _ in self._visible())
 
     def plan(self, known: Sequence[KnownShard], shard_rows: int) -> IndexPlan:
         """As of the listing whose digest was asked for, if it was."""
@@ -62,7 +67,7 @@ class FolderSource:
         base = os.path.commonpath(self.folders)
         labelled = unlabelled = others = 0
         for inner, path, mark in self._visible():
-            if _is_labelled_image(inner):
+            if self._is_labelled_image(inner):
                 labelled += 1
                 yield path.removeprefix(base).lstrip("/"), self._found(inner, path, mark)
             elif is_image_name(inner):
@@ -78,7 +83,7 @@ class FolderSource:
 
     def _found(self, inner: str, path: str, mark: str) -> FoundImage:
         uri = path if isinstance(self.fs, LocalFileSystem) else self.fs.unstrip_protocol(path)
-        label = inner.split("/")[0]
+        label = self._label(inner)
         readable = uri.encode(errors="replace").decode()
         if readable != uri:
             label = label.encode(errors="replace").decode()
@@ -86,6 +91,13 @@ class FolderSource:
         if archive_place(uri):
             return FoundImage.faulty(uri, label, "its name reads like a place in an archive")
         return FoundImage(uri, label, mark)
+
+    def _label(self, inner: str) -> str:
+        folders = inner.split("/")[self.layout.skip : -1]
+        return "_".join(folders) if self.layout.nested else folders[0]
+
+    def _is_labelled_image(self, inner: str) -> bool:
+        return inner.count("/") > self.layout.skip and is_image_name(inner)
 
     def _no_images(self, unlabelled: int, others: int) -> str:
         if unlabelled:
@@ -101,7 +113,7 @@ class FolderSource:
         """(path below its folder, path, fingerprint) of every file that is not hidden."""
         with explained(self.url):
             for folder in self.folders:
-                for path, mark in _files(self.fs, folder):
+                for path, mark in files_below(self.fs, folder):
                     inner = path.removeprefix(folder).lstrip("/")
                     if not any(part.startswith(".") for part in inner.split("/")):
                         yield inner, path, mark
@@ -109,14 +121,10 @@ class FolderSource:
 
 def is_image_name(name: str) -> bool:
     """Whether a file's ending is that of an image."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES
 
 
-def _is_labelled_image(inner: str) -> bool:
-    return "/" in inner and is_image_name(inner)
-
-
-def _files(fs: Any, folder: str) -> Iterator[tuple[str, str]]:
+def files_below(fs: Any, folder: str) -> Iterator[tuple[str, str]]:
     """(path, fingerprint) of every file below a folder, as the listing goes on."""
     if isinstance(fs, LocalFileSystem):
         yield from _local_files(folder)

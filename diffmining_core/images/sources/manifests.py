@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.csv
@@ -15,13 +16,20 @@ import pyarrow.csv
 from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import opened, opened_parquet, parquet_batches
 from diffmining_core.images.planning import Listing, Part, parts_digest, plan_rows
-from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
-from diffmining_core.images.sources.tables import LABEL_COLUMNS, class_names, label_text
+from diffmining_core.images.shards import Box, FoundImage, IndexPlan, KnownShard, boxes_of
+from diffmining_core.images.sources.tables import (
+    LABEL_COLUMNS,
+    class_names,
+    label_text,
+    labels_in,
+    separator,
+)
 from diffmining_core.store.roots import explained
 
 URI_COLUMNS = ("uri", "path", "file_name", "image")
 ID_COLUMNS = ("image_id", "sha256")
 SIZE_COLUMNS = ("width", "height")
+NOTE_COLUMNS = ("detail", "boxes")
 
 BATCH = 10_000
 AHEAD = 8 * 2**20
@@ -38,10 +46,13 @@ class ManifestSource:
     """One table, or several of one kind together.
 
     Columns: `uri` (or `path`, `file_name`, `image`), relative to the manifest's folder or an
-    address as in `addresses`; `label`; optional `image_id` (32 hex digits) or `sha256` (64), and
-    `width` and `height` (pixels, upright). A row with all three is declared. A row's fingerprint is
-    its image id; without one, nothing tells that its file has changed until the file is read, when
-    the id from the index no longer fits.
+    address as in `addresses`; `label`, or `labels` (text joined by "|", or a list); optional
+    `image_id` (32 hex digits) or `sha256` (64), and `width` and `height` (pixels, upright). A row
+    with all three is declared. A row's fingerprint is its image id; without one, nothing tells that
+    its file has changed until the file is read, when the id from the index no longer fits.
+
+    Optional `detail` (text), and `boxes`: a list of [left, top, width, height] in pixels of the
+    original image, in text as JSON; for an image of several labels such lists by label.
     """
 
     def __init__(self, url: str, parts: Sequence[Part]) -> None:
@@ -76,32 +87,77 @@ class ManifestSource:
             with explained(part.url):
                 for batch in _batches(part.url):
                     for entry in batch:
-                        yield _named_image(entry, f"{part.url}#row={row}", folder)
+                        yield from _named_images(entry, f"{part.url}#row={row}", folder)
                         row += 1
 
 
-Entry = tuple[str, str, str, Any, Any, str | None]
-"""uri, label, image id ("" for none), width, height, and why the row cannot be read if so."""
+class Entry(NamedTuple):
+    """What a row says; `fault`: why it cannot be read."""
+
+    uri: str
+    labels: Sequence[str]
+    image_id: str = ""
+    width: Any = None
+    height: Any = None
+    detail: str = ""
+    boxes: Any = None
+    fault: str | None = None
 
 
-def _named_image(entry: Entry, place: str, folder: str) -> tuple[str, FoundImage]:
-    """`place` stands for the address of a row that has none."""
-    uri, label, image_id, width, height, fault = entry
+def _named_images(entry: Entry, place: str, folder: str) -> Iterator[tuple[str, FoundImage]]:
+    """The image under each of its labels; `place` stands for the address of a row without one."""
+    uri, labels, image_id, fault = entry.uri, entry.labels, entry.image_id, entry.fault
     if fault is None and not uri:
         fault = "its row names no file"
     address = _absolute(uri, folder) if uri else place
-    if fault is None and not label:
+    name = (uri if "://" in uri else posixpath.normpath(uri)) if uri else place
+    if fault is None and not labels:
         fault = "it has no label"
     if fault is None and image_id and not _HEX.fullmatch(image_id.lower()):
         fault = f"its image id {image_id[:80]!r} is not 32 or 64 hex digits"
-    sides = [_side(width), _side(height)]
-    if fault is None and None in sides:
-        fault = f"its width and height ({width!s:.20}, {height!s:.20}) are no numbers of pixels"
+    width, height = _side(entry.width), _side(entry.height)
+    if fault is None and None in (width, height):
+        fault = (
+            f"its width and height ({entry.width!s:.20}, {entry.height!s:.20}) are no numbers of "
+            "pixels"
+        )
+    boxes: Mapping[str, Sequence[Box]] = {}
+    if fault is None and entry.boxes:
+        try:
+            boxes = _boxes_by_label(entry.boxes, labels)
+        except (TypeError, ValueError):
+            fault = (
+                f"its boxes ({entry.boxes!s:.80}) are no lists of left, top, width and height, by "
+                "label if there are several"
+            )
     if fault is not None:
-        return uri or place, FoundImage.faulty(address, label, fault)
+        yield name, FoundImage.faulty(address, labels[0] if labels else "", fault)
+        return
     known_id = image_id[:32].lower() or None
-    found = FoundImage(address, label, known_id or "", known_id, sides[0] or None, sides[1] or None)
-    return uri, found
+    for label in labels:
+        yield (
+            name,
+            FoundImage(
+                address,
+                label,
+                known_id or "",
+                known_id,
+                width or None,
+                height or None,
+                detail=entry.detail or None,
+                boxes=tuple(boxes.get(label, ())),
+            ),
+        )
+
+
+def _boxes_by_label(value: Any, labels: Sequence[str]) -> Mapping[str, Sequence[Box]]:
+    """The boxes of a row; ValueError or TypeError if they are none of its labels'."""
+    value = json.loads(value) if isinstance(value, str) else value
+    if isinstance(value, list) and len(labels) == 1:
+        value = {labels[0]: value}
+    if not isinstance(value, dict) or not value.keys() <= set(labels):
+        raise ValueError
+    return {label: boxes_of(boxes) for label, boxes in value.items()}
 
 
 def _side(value: Any) -> int | None:
@@ -145,13 +201,10 @@ def _text_batches(file: str) -> Iterator[list[Entry]]:
     def note(row: Any) -> str:
         text = " ".join((row.text or "").split())[:80]
         unreadable.append(
-            (
+            Entry(
                 "",
-                "",
-                "",
-                None,
-                None,
-                f"its row has {row.actual_columns} fields, the first line "
+                (),
+                fault=f"its row has {row.actual_columns} fields, the first line "
                 f"{row.expected_columns}: {text}",
             )
         )
@@ -189,10 +242,10 @@ def _columns(file: str, names: Sequence[str]) -> dict[str, str]:
     }
     if "uri" not in columns or "label" not in columns:
         raise InputError(
-            f"{file}: expected the columns `uri` (or `path`, `file_name`, `image`) and `label`, "
-            f"found {', '.join(names)}"
+            f"{file}: expected the columns `uri` (or `path`, `file_name`, `image`) and `label` (or "
+            f"`labels`), found {', '.join(names)}"
         )
-    return columns | {name: name for name in SIZE_COLUMNS if name in names}
+    return columns | {name: name for name in (*SIZE_COLUMNS, *NOTE_COLUMNS) if name in names}
 
 
 def _entries(
@@ -200,12 +253,21 @@ def _entries(
 ) -> list[Entry]:
     nothing = [None] * batch.num_rows
     values = {thing: batch.column(name).to_pylist() for thing, name in columns.items()}
+    between = separator(columns["label"])
     return [
-        (label_text(uri), label_text(label, names), label_text(image_id), width, height, None)
-        for uri, label, image_id, width, height in zip(
+        Entry(
+            label_text(uri),
+            labels_in(label, names, between),
+            label_text(image_id),
+            width,
+            height,
+            label_text(detail),
+            boxes,
+        )
+        for uri, label, image_id, width, height, detail, boxes in zip(
             values["uri"],
             values["label"],
-            *(values.get(thing, nothing) for thing in ("image_id", *SIZE_COLUMNS)),
+            *(values.get(thing, nothing) for thing in ("image_id", *SIZE_COLUMNS, *NOTE_COLUMNS)),
             strict=True,
         )
     ]

@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 class TableSource(PartSource):
     """Parquet files with an image column (binary, or a struct with `bytes`) and a label column.
 
-    A label is text, or a number that the `huggingface` metadata of the file names.
+    A label is text, or a number that the `huggingface` metadata of the file names, or a list of
+    these.
     """
 
     kind = "tables"
@@ -75,7 +76,9 @@ def _rows(part: Part) -> Iterator[FoundImage]:
                 f"{part.url}: expected a column with the images' bytes and one called `label`, "
                 f"found {', '.join(schema.names)}"
             )
-        label_of = partial(label_text, names=class_names(schema, label_column))
+        labels_of = partial(
+            labels_in, names=class_names(schema, label_column), separator=separator(label_column)
+        )
         has_path = pa.types.is_struct(schema.field(column).type) and (
             schema.field(column).type.get_field_index("path") >= 0
         )
@@ -87,15 +90,32 @@ def _rows(part: Part) -> Iterator[FoundImage]:
             for label, path in zip(labels, paths, strict=True):
                 name = (path or {}).get("path") or f"{PurePosixPath(part.url).stem}-{row}"
                 uri = row_uri(part.url, row, column, name)
-                yield found_or_faulty(uri, label_of(label), part.fingerprint)
+                yield from found_or_faulty(uri, labels_of(label), part.fingerprint)
                 row += 1
     if not row:
         logger.warning("dataset: %s has no rows", part.url)
 
 
-def found_or_faulty(uri: str, label: str, mark: str) -> FoundImage:
-    """An image with this label; one with a fault if it has none."""
-    return FoundImage(uri, label, mark) if label else FoundImage.faulty(uri, "", "it has no label")
+def found_or_faulty(uri: str, labels: Sequence[str], mark: str) -> Iterator[FoundImage]:
+    """An image under each of its labels; one with a fault if it has none."""
+    if not labels:
+        yield FoundImage.faulty(uri, "", "it has no label")
+    yield from (FoundImage(uri, label, mark) for label in labels)
+
+
+def separator(column: str) -> str | None:
+    """What stands between the labels in a column's text: only one called `labels` has several."""
+    return "|" if column == "labels" else None
+
+
+def labels_in(
+    value: object, names: Sequence[str] | None = None, separator: str | None = None
+) -> list[str]:
+    """The labels of an image: of a list, or of text in which they may be separated."""
+    values: Sequence[object] = value if isinstance(value, list) else [value]
+    texts = [label_text(each, names) for each in values]
+    parts = [part for text in texts for part in (text.split(separator) if separator else [text])]
+    return list(dict.fromkeys(label for part in parts if (label := part.strip())))
 
 
 def label_text(label: object, names: Sequence[str] | None = None) -> str:
@@ -113,7 +133,8 @@ def class_names(schema: pa.Schema, column: str) -> list[str] | None:
     """The names of a column's label numbers, where the `huggingface` metadata has them."""
     try:
         info: Any = json.loads((schema.metadata or {})[b"huggingface"])
-        names = info["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError):
+        feature = info["info"]["features"][column]
+        names = (feature.get("feature") or feature)["names"]  # of a list, or of one label
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
     return [str(name) for name in names] if isinstance(names, list) else None

@@ -1,7 +1,8 @@
 """WebDataset tars: the members of one sample lie side by side and share a name up to its first dot.
 
-The label is the text of the sample's `.cls` member, else the `label` of its `.json`, else the text
-of its `.txt`; the image is its first member with an image's ending.
+The label is the text of the sample's `.cls` member, else the `label` of its `.json` (a list of
+several, if it has them), else the text of its `.txt`; the image is its first member with an image's
+ending.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from diffmining_core.images.addresses import member_uri, opened
 from diffmining_core.images.planning import Part, PartSource
 from diffmining_core.images.shards import FoundImage
 from diffmining_core.images.sources.folders import is_image_name
-from diffmining_core.images.sources.tables import found_or_faulty, label_text
+from diffmining_core.images.sources.tables import found_or_faulty, labels_in
 from diffmining_core.store.roots import explained
 
 LABEL_SUFFIXES = (".cls", ".json", ".txt")
@@ -49,9 +50,7 @@ def _samples(part: Part) -> Iterator[FoundImage]:
     with explained(part.url), opened(part.url, AHEAD) as file:
         scan = _Scan(part, file)
         for _, members in groupby(scan.members(), key=lambda member: _sample_key(member.name)):
-            image = scan.image_of(list(members))
-            if image:
-                yield image
+            yield from scan.images_of(list(members))
         if scan.damage:
             uri = member_uri(part.url, scan.position, scan.size, "rest")
             yield FoundImage.faulty(uri, "", scan.damage)
@@ -104,39 +103,41 @@ class _Scan:
         block: bytes = self.file.read(tarfile.BLOCKSIZE)
         return block == bytes(tarfile.BLOCKSIZE)
 
-    def image_of(self, members: Sequence[tarfile.TarInfo]) -> FoundImage | None:
-        """The image of a sample; None if there is nothing in it that needs one."""
+    def images_of(self, members: Sequence[tarfile.TarInfo]) -> Iterator[FoundImage]:
+        """The image of a sample under its labels; none if there is nothing in it that needs one."""
         image = next((member for member in members if is_image_name(member.name)), None)
         if image is None:
-            return self._without_image(members)
+            yield from self._without_image(members)
+            return
         stop = image.offset_data + image.size
         uri = member_uri(self.part.url, image.offset_data, stop, image.name)
         if not image.isreg() or image.issparse():
-            return FoundImage.faulty(uri, "", "it is a link or sparse in its tar")
-        return found_or_faulty(uri, self._label(members), self.part.fingerprint)
+            yield FoundImage.faulty(uri, "", "it is a link or sparse in its tar")
+        else:
+            yield from found_or_faulty(uri, self._labels(members), self.part.fingerprint)
 
-    def _without_image(self, members: Sequence[tarfile.TarInfo]) -> FoundImage | None:
+    def _without_image(self, members: Sequence[tarfile.TarInfo]) -> Iterator[FoundImage]:
         labelled = [member for member in members if _suffix(member) in LABEL_SUFFIXES]
         if not labelled:
             logger.info("dataset: %s in %s is no sample", members[0].name, self.part.url)
-            return None
+            return
         place = labelled[0].offset_data
         uri = member_uri(self.part.url, place, place + labelled[0].size, labelled[0].name)
-        return FoundImage.faulty(uri, "", "its sample has no image")
+        yield FoundImage.faulty(uri, "", "its sample has no image")
 
-    def _label(self, members: Sequence[tarfile.TarInfo]) -> str:
+    def _labels(self, members: Sequence[tarfile.TarInfo]) -> list[str]:
         by_suffix = {_suffix(member): member for member in members if member.isreg()}
         member = next((by_suffix[suffix] for suffix in LABEL_SUFFIXES if suffix in by_suffix), None)
         if member is None or member.size > MAX_LABEL_BYTES:
-            return ""
+            return []
         self.file.seek(member.offset_data)
         try:
             text = self.file.read(member.size).decode()
             if _suffix(member) == ".json":
-                return label_text(json.loads(text)["label"])
+                return labels_in(json.loads(text)["label"])
         except (ValueError, KeyError, TypeError):
-            return ""
-        return label_text(text)
+            return []
+        return labels_in(text)
 
 
 def _suffix(member: tarfile.TarInfo) -> str:

@@ -70,7 +70,7 @@ def build(seed: int) -> Pipeline:
         clip_sample=False,
         steps_offset=1,
     )
-    return Pipeline(unet, vae, text_encoder, tokenizer, scheduler, digest="", folder=Path())
+    return Pipeline(unet, vae, text_encoder, tokenizer, scheduler, digest="")
 
 
 @torch.no_grad()

@@ -190,7 +190,7 @@ def test_unusable_pixels_are_refused() -> None:
 
 def test_a_shard_of_maps_is_scored_at_the_size_of_its_images() -> None:
     values = [np.eye(12, dtype=np.float32), np.ones((10, 11), np.float32)]
-    maps = RaggedMaps.pack(values, values, ["a", "b"], ["rome", "rome"], n_draws=1)
+    maps = RaggedMaps.pack(values, values, [1.0, 1.0], ["a", "b"], ["rome", "rome"], n_draws=1)
     uris = {("a", "rome"): "/d/rome/a.png", ("b", "rome"): "/d/rome/b.png"}
     scores = score_pixels(maps, uris, TRUTH, cell=8)
     assert scores.planted.sum() == 20 * 30 + 50 * 6 + 20 * 30

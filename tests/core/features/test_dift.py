@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from diffmining_core.features import ALGO
-from diffmining_core.features.dift import TIMESTEP, dift, image_features, patch_features
+from diffmining_core.features.dift import dift, image_features, patch_features
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.models.tiny.train_base import build
-from diffmining_core.typicality.draws import draw
+from diffmining_core.typicality.draws import Draws, draw, sample_posterior
 
 
 @pytest.fixture(scope="module")
@@ -18,28 +19,57 @@ def pipeline() -> Pipeline:
     return build(0)
 
 
-@pytest.mark.parametrize("shape", [(4, 8, 8), (4, 8, 11)])
+@pytest.mark.parametrize(
+    ("prediction", "shape"),
+    [
+        ("epsilon", (4, 8, 8)),
+        ("epsilon", (4, 8, 11)),
+        ("epsilon", (4, 64, 94)),
+        ("v_prediction", (4, 9, 8)),
+    ],
+)
 def test_dift_is_what_a_whole_pass_shows_at_the_second_up_block(
-    pipeline: Pipeline, shape: tuple[int, int, int]
+    prediction: str, shape: tuple[int, int, int]
 ) -> None:
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    draws = draw(42, shape, 3, (0.161, 0.162))
-    embeds = pipeline.embed_prompts(["An image of France."])[0]
-    seen: list[torch.Tensor] = []
-    hook = pipeline.unet.up_blocks[1].register_forward_hook(
-        lambda _module, _arguments, output: seen.append(output)
+    """Noise by noise in float64, the whole UNet, the noise added by the schedule's definition."""
+    pipeline = build(0)
+    pipeline.scheduler = DDPMScheduler.from_config(
+        pipeline.scheduler.config, prediction_type=prediction
     )
-    with torch.no_grad():
-        for noise in draws.noise:
-            t = torch.tensor([TIMESTEP])
-            noisy = pipeline.scheduler.add_noise(latents[None], noise[None], t)
-            pipeline.unet(noisy, t, encoder_hidden_states=embeds[None])
-    hook.remove()
-    expected = torch.cat(seen).mean(dim=0)
-
+    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    draws = draw(42, shape, 3 if shape[1] < 64 else 1, (0.161, 0.162))
+    embeds = pipeline.embed_prompts(["An image of France."])[0]
     found = dift(pipeline, latents, embeds, draws)
-    assert found.shape[1:] == (4, -(-shape[2] // 2))
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert found.dtype == torch.float32
+    assert found.shape[1:] == (-(-shape[1] // 2), -(-shape[2] // 2))
+
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alpha_bar = torch.cumprod(1 - betas, 0)[161]
+    unet = pipeline.unet.double()
+    seen: list[torch.Tensor] = []
+    unet.up_blocks[1].register_forward_hook(lambda _module, _arguments, out: seen.append(out))
+    with torch.no_grad():
+        for noise in draws.noise.double():
+            noisy = alpha_bar.sqrt() * latents.double() + (1 - alpha_bar).sqrt() * noise
+            unet(noisy[None], 161, encoder_hidden_states=embeds.double()[None])
+    expected = torch.cat(seen).mean(dim=0)
+    # Activations are about 1 to 10; float32 loses some 1e-6 of that on the way.
+    torch.testing.assert_close(found.double(), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_turns_a_feature_by_less_than_another_noise_does(
+    dtype: torch.dtype,
+) -> None:
+    pipeline = build(0)
+    exact = features(pipeline)
+    pipeline.unet.to(dtype)
+    rounded = features(pipeline)
+    assert rounded.dtype == np.float32
+    cosine = (exact * rounded).sum(axis=1)
+    assert cosine.min() > {torch.bfloat16: 0.999, torch.float16: 0.99999}[dtype]
+    pipeline.unet.float()
+    assert cosine.min() > (exact * features(pipeline, seed=43)).sum(axis=1).max()
 
 
 def test_blocks_behind_the_features_are_not_run_and_the_unet_is_left_whole(
@@ -127,6 +157,27 @@ def test_a_patchs_feature_depends_on_its_image_alone(pipeline: Pipeline) -> None
     np.testing.assert_array_equal(features(pipeline, patches=[(48, 64)])[0], together[1])
     assert np.abs(features(pipeline, image_id="b") - together).max() > 1e-4
     assert np.abs(features(pipeline, seed=43) - together).max() > 1e-4
+
+
+def test_an_images_features_are_the_mean_of_eight_noises_on_one_posterior_sample(
+    pipeline: Pipeline,
+) -> None:
+    pixels = np.random.default_rng(3).integers(0, 256, (64, 80, 3), np.uint8)
+    mean, std = pipeline.encode_posterior(
+        torch.from_numpy(pixels.transpose(2, 0, 1) / 127.5 - 1)[None]
+    )
+    latents = sample_posterior(mean, std, 42, ["a"])[0]
+    draws = draw(42, (4, 8, 10), 8, (0.161, 0.162))
+    assert draws.timesteps.tolist() == [161] * 8
+    embeds = pipeline.embed_prompts(["An image of France."])[0]
+    single = [
+        dift(pipeline, latents, embeds, Draws(noise[None], draws.timesteps[:1]))
+        for noise in draws.noise
+    ]
+    mean_map = torch.stack(single).mean(dim=0).numpy()
+    cell = mean_map[:, 1, 3]  # 16 × 16 px each, so the patch at (16, 48)
+    found = features(pipeline, patches=[(16, 48)])[0]
+    np.testing.assert_allclose(found, cell / np.linalg.norm(cell), atol=1e-5)
 
 
 def test_golden_output_of_this_version(pipeline: Pipeline) -> None:

@@ -16,6 +16,7 @@ from diffmining_core.images.shards import (
     KeptShard,
     KnownShard,
     NewShard,
+    Notes,
 )
 
 
@@ -29,6 +30,8 @@ def table_of(found: Sequence[FoundImage]) -> pa.Table:
             "declared": f.declared_size is not None,
             "width": f.width,
             "height": f.height,
+            "detail": f.detail,
+            "boxes": f.boxes or None,
         }
         for f in found
     ]
@@ -151,6 +154,73 @@ def test_rows_that_are_there_twice_count_once() -> None:
     plan = plan_rows(found, [], 10)
     assert plan.images == 3
     assert names([shard.images for shard in plan.new]) == "abc"
+
+
+def labelled(name: str, labels: str, fingerprint: str = "1") -> list[FoundImage]:
+    return [FoundImage(f"/d/{name}", label, fingerprint) for label in labels]
+
+
+def test_the_rows_of_an_image_are_never_parted() -> None:
+    found = [row for i in range(40) for row in labelled(str(i), "abc"[: 1 + i % 3])]
+    shuffled = random.Random(0).sample(found, len(found))
+    keep, new = planned(shuffled, [], shard_rows=7)
+    assert keep == []
+    assert sorted(map(repr, (row for shard in new for row in shard))) == sorted(map(repr, found))
+    assert all(len(shard) <= 7 for shard in new)
+    for shard in new:
+        uris = [row.uri for row in shard]
+        for other in new:
+            assert other is shard or not {row.uri for row in other} & set(uris)
+        together = [uri for uri, before in zip(uris, [None, *uris], strict=False) if uri != before]
+        assert len(together) == len(set(uris))
+    assert planned(found, [], shard_rows=7) == (keep, new)
+    assert planned(found, known(**{f"k{i}": s for i, s in enumerate(new)}))[1] == []
+
+
+def test_an_image_of_more_labels_than_a_shard_has_rows_is_one_shard() -> None:
+    found = labelled("x", "abcde") + labelled("y", "a")
+    assert sorted(len(shard) for shard in planned(found, [], shard_rows=2)[1]) == [1, 5]
+
+
+def test_an_image_that_gets_or_loses_a_label_is_new_with_all_its_labels() -> None:
+    before = known(k=[*labelled("x", "ab"), *labelled("y", "ab")])
+    for changed in ("abc", "a", "ac"):
+        keep, new = planned(labelled("x", changed) + labelled("y", "ab"), before)
+        assert keep == [KeptShard("k", (0, 1))]
+        assert [sorted(row.label for row in shard) for shard in new] == [sorted(changed)]
+
+
+def test_corrected_notes_make_no_new_image() -> None:
+    box = (1.0, 2.0, 3.5, 4.0)
+    plain, *others = files("abc")
+    noted = FoundImage(plain.uri, plain.label, plain.fingerprint, detail="Lazio", boxes=(box,))
+    before = known(k=[plain, *others])
+    assert listing([noted]).digest != listing([plain]).digest
+    corrected = KeptShard("k", (), (Notes(0, "Lazio", (box,)),))
+    assert planned([noted, *others], before) == ([corrected], [])
+    both = known(k=[plain, *others], made=[noted, *others])
+    assert planned([noted, *others], both) == ([KeptShard("made", ())], [])
+    assert planned([plain, *others], both) == ([KeptShard("k", ())], [])
+    taken_back = KeptShard("made", (), (Notes(0, None, ()),))
+    assert planned([plain, *others], known(made=[noted, *others])) == ([taken_back], [])
+
+
+def test_of_a_row_that_is_there_twice_the_same_notes_count_in_any_order() -> None:
+    (row,) = files("a")
+    noted = [FoundImage(row.uri, row.label, "1", boxes=((float(i), 1, 1, 1),)) for i in range(5)]
+    plans = [planned(order, [])[1] for order in (noted, noted[::-1])]
+    assert plans[0] == plans[1]
+    assert listing(noted).digest == listing(noted[::-1]).digest
+    (kept,) = plans[0]
+    assert planned(noted, known(k=kept)) == ([KeptShard("k", ())], [])
+
+
+def test_images_of_one_name_in_two_folders_are_two() -> None:
+    found = [FoundImage(f"/{folder}/1.png", "rome", "") for folder in "ab"]
+    new = list(plan_rows(Listing(("1.png", image) for image in found), [], 10).new)
+    assert sorted(row.uri for row in new[0].images) == ["/a/1.png", "/b/1.png"]
+    again = plan_rows(Listing(("1.png", image) for image in found), known(k=new[0].images), 10)
+    assert again.keep == [KeptShard("k", ())]
 
 
 def test_any_history_of_a_folder_is_covered_once() -> None:

@@ -15,14 +15,17 @@ from diffmining_core.errors import InputError
 from diffmining_core.images.shards import (
     SHARD_SCHEMA,
     FoundImage,
+    Notes,
     ShardImage,
     check_labels,
     check_set_aside,
     check_share,
+    details_id,
     good,
     images_of,
     index_shard,
     shard_content_id,
+    with_notes,
 )
 from diffmining_core.images.sources import open_source
 
@@ -74,6 +77,41 @@ def test_images_that_are_not_opened_are_counted_too() -> None:
     assert sum(seen) == 2
     assert images_of(good(table)) == [ShardImage("a" * 32, "/none.png", "rome", 40, 50, True)]
     assert table.column("set_aside").to_pylist() == [None, "it has no label"]
+
+
+def test_an_image_of_several_labels_is_opened_once(tmp_path: Path) -> None:
+    put(str(tmp_path), "a.png", photo(1))
+    put(str(tmp_path), "b.png", b"no image")
+    box = (1.0, 2.0, 3.0, 4.0)
+    found = [
+        FoundImage(str(tmp_path / "a.png"), "mass", "", detail="left", boxes=(box,)),
+        FoundImage(str(tmp_path / "a.png"), "nodule", ""),
+        FoundImage(str(tmp_path / "b.png"), "mass", ""),
+        FoundImage(str(tmp_path / "b.png"), "nodule", ""),
+    ]
+    seen: list[int] = []
+    table = index_shard(found, seen.append)
+    assert seen == [0, 2, 2]
+    first, second = images_of(good(table))
+    assert (first.label, first.detail, first.boxes) == ("mass", "left", (box,))
+    assert (second.label, second.detail, second.boxes) == ("nodule", None, ())
+    assert first.image_id == second.image_id == hashlib.sha256(photo(1)).hexdigest()[:32]
+    reasons = table.column("set_aside").to_pylist()
+    assert reasons[:2] == [None, None]
+    assert reasons[2] == reasons[3] == "not a readable image: no known image format"
+
+
+def test_notes_are_no_part_of_the_content_but_details_have_an_id_of_their_own() -> None:
+    shared = {"image_id": "a" * 32, "uri": "/a", "label": "rome", "fingerprint": "1"}
+    plain = pa.Table.from_pylist([{**shared, "declared": False}], schema=SHARD_SCHEMA)
+    noted = with_notes(plain, [Notes(0, "Lazio", ((1.0, 2.0, 3.0, 4.0),))])
+    assert noted.schema == SHARD_SCHEMA
+    assert shard_content_id(noted) == shard_content_id(plain)
+    assert details_id(plain) == ""
+    boxed = with_notes(plain, [Notes(0, None, ((1.0, 2.0, 3.0, 4.0),))])
+    assert details_id(boxed) == ""
+    assert len(details_id(noted)) == 64
+    assert with_notes(noted, [Notes(0, None, ())]).equals(plain)
 
 
 def test_no_images_are_an_empty_table() -> None:

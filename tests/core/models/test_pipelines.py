@@ -76,7 +76,7 @@ def test_diffusers_opens_the_saved_folder_and_it_holds_no_pickle(
 
 
 def test_the_built_in_model_has_the_noise_schedule_of_stable_diffusion() -> None:
-    config = DDPMScheduler.from_pretrained(find_model(TINY) / "scheduler").config
+    config = DDPMScheduler.from_pretrained(find_model(TINY).folders["scheduler"]).config
     betas = (config.beta_start, config.beta_end, config.beta_schedule)
     assert betas == (0.00085, 0.012, "scaled_linear")
     assert (config.num_train_timesteps, config.prediction_type) == (1000, "epsilon")

@@ -26,20 +26,22 @@ from diffmining_core.store.maps import RaggedMaps
 Map = npt.NDArray[np.float32]
 
 # (map, image, patch): the tiny model, 8-px cells, image sizes that are no multiple of the map's,
-# a map of one row, a patch as large as the image
+# a map of one row, a patch as large as the image, full size
 SHAPES = [
     ((16, 16), (64, 64), 16),
     ((9, 14), (72, 112), 24),
     ((5, 7), (33, 45), 10),
     ((1, 6), (8, 48), 8),
     ((4, 4), (32, 32), 32),
+    ((64, 94), (512, 752), 64),  # a street view
 ]
 
 
 def ragged(maps: list[Map]) -> RaggedMaps:
     image_id = [f"{i:032x}" for i in range(len(maps))]
     label = [("rome", "oslo")[i % 2] for i in range(len(maps))]
-    return RaggedMaps.pack(maps, [np.zeros_like(m) for m in maps], image_id, label, n_draws=8)
+    m2s = [np.zeros_like(m) for m in maps]
+    return RaggedMaps.pack(maps, m2s, [1.0] * len(maps), image_id, label, n_draws=8)
 
 
 def random_maps(n: int, seed: int = 0) -> list[Map]:
@@ -86,6 +88,26 @@ def test_upsampling_and_scores_are_torchs(
         rtol=0,
         atol=1e-6,
     )
+
+
+def test_a_score_is_the_mean_over_pixels_of_a_blend_of_four_cells() -> None:
+    """By the definition, pixel by pixel: pixel i lies at (i + ½) / 8 − ½ of the cells, held in."""
+    m = np.random.default_rng(4).normal(size=(9, 12)).astype(np.float32)
+    scores = patch_scores(m, (72, 96), 20)
+
+    def blend(pixel: int, cells: int) -> list[tuple[int, float]]:
+        at = min(max((pixel + 0.5) / 8 - 0.5, 0.0), cells - 1.0)
+        first = min(int(at), cells - 2)
+        return [(first, 1 - (at - first)), (first + 1, at - first)]
+
+    for y, x in [(0, 0), (52, 76), (3, 50), (31, 0), (17, 76)]:
+        total = 0.0
+        for row in range(y, y + 20):
+            for column in range(x, x + 20):
+                for r, weight_r in blend(row, 9):
+                    for c, weight_c in blend(column, 12):
+                        total += weight_r * weight_c * float(m[r, c])
+        assert scores[y, x] == pytest.approx(total / 400, abs=1e-7)  # half a float32 step at 1
 
 
 def test_windows_at_the_bottom_and_right_edges_are_candidates() -> None:
@@ -164,7 +186,7 @@ def test_the_order_of_images_and_their_company_change_nothing() -> None:
     maps = random_maps(20)
     whole = ragged(maps)
     reverse = RaggedMaps.pack(
-        maps[::-1], maps[::-1], whole.image_id[::-1], whole.label[::-1], n_draws=8
+        maps[::-1], maps[::-1], [1.0] * 20, whole.image_id[::-1], whole.label[::-1], n_draws=8
     )
     keys = [("image_id", "ascending"), ("kind", "ascending"), ("rank", "ascending")]
     tables = [shard_patches(m, 8, 20, 3, seed=5).sort_by(keys) for m in (whole, reverse)]

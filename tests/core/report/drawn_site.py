@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from PIL import Image
 
 from diffmining_core.report import SiteSource
+from diffmining_core.report.source import Losses
+from diffmining_core.signs import Sign
+from diffmining_core.signs.pictures import picture
 
 SIZE = 24
 CELL = 8
@@ -49,6 +54,7 @@ def drawn_source(
     images_per_label: int = 8,
     with_before: bool = True,
     drawn: DrawnImages | None = None,
+    signs: Sequence[Sign] | None = None,
 ) -> SiteSource:
     """Discs on plain ground, a disc's patch typical, the ground's not.
 
@@ -103,8 +109,64 @@ def drawn_source(
             "hits": {"highest": 0.9, "random": 0.2, "lowest": 0.05},
             "cluster_purity": {labels[0]: [0.875, 0.5]},
         },
-        loss_curve=[(step, 1 / (1 + step)) for step in range(0, 500, 5)],
+        losses=Losses(
+            training=[(step, 0.1 + 1 / (2 + step)) for step in range(0, 500, 5)],
+            held_out=[(0, 0.5), (200, 0.12), (400, 0.16), (500, 0.21)],
+            seen=[(0, 0.5), (200, 0.12), (400, 0.1), (500, 0.09)],
+            first_bins=[0.9, 0.7, 0.5, 0.4, None, 0.2, 0.15, 0.1, 0.1, 0.1],
+            last_bins=[0.5, 0.3, 0.2, 0.1, 0.1, 0.08, 0.06, 0.05, 0.04, 0.04],
+        ),
+        preview=(500, drawn_preview()),
+        signs=signs if signs is not None else drawn_signs(labels),
+        sign_picture=lambda name: drawn_picture(),
     )
+
+
+def drawn_signs(labels: Sequence[str]) -> list[Sign]:
+    """A note and a warning of every label, and a warning of the run."""
+    note: dict[str, Any] = {
+        "name": "mixed",
+        "severity": "note",
+        "what": "Clusters are mixed & <b>loose</b>.",
+        "advice": "Try more clusters (--k).",
+    }
+    warning: dict[str, Any] = {
+        "name": "watermark",
+        "severity": "warning",
+        "what": "Typicality follows a mark that sits at one place of many images.",
+        "advice": "Crop or paint over the mark, in all images that bear it.",
+        "about": "Top patches in their images; below, that place of each.",
+        "picture": "sign-1.webp",
+    }
+    evidence = "14 of 30 images have one at the same place (correlation 0.97)."
+    return [
+        *(Sign(label=label, evidence=f"{label}: 97 %.", **note) for label in labels),
+        *(Sign(label=label, evidence=evidence, **warning) for label in labels),
+        Sign(
+            name="memorised",
+            label=None,
+            severity="warning",
+            what="The model has learned its training images by heart.",
+            evidence="The loss on held-out images was least after step 200 (0.12) and is 75 % "
+            "higher after step 500.",
+            advice="Finetune for about 200 steps (--finetune-steps).",
+        ),
+    ]
+
+
+def drawn_preview() -> bytes:
+    """Generated images, as stored: a PNG."""
+    data = io.BytesIO()
+    Image.fromarray(np.full((300, 400, 3), 200, np.uint8)).save(data, "PNG")
+    return data.getvalue()
+
+
+def drawn_picture() -> bytes:
+    """A sign's picture, as stored."""
+    tiles = [np.full((64, 96, 3), 40 * shade, np.uint8) for shade in range(1, 7)]
+    data = io.BytesIO()
+    picture([tiles, tiles[::-1]]).save(data, "WEBP")
+    return data.getvalue()
 
 
 def _image_rows(

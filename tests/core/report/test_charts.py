@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from diffmining_core.report.charts import HEIGHT, WIDTH, LossChart, loss_chart
+from diffmining_core.report.charts import HEIGHT, WIDTH, LossChart, bin_chart, loss_chart
 
 
 def points(text: str) -> list[tuple[float, float]]:
@@ -29,3 +29,29 @@ def test_a_falling_loss_falls_on_the_page() -> None:
 )
 def test_short_flat_and_spiked_curves_stay_in_the_picture(curve: list[tuple[int, float]]) -> None:
     assert inside(loss_chart(curve))
+
+
+def test_held_out_losses_share_the_axes_of_the_training_loss() -> None:
+    curve = [(step, 0.1) for step in range(100)]
+    chart = loss_chart(curve, held_out=[(0, 0.4), (100, 0.2)], seen=[(0, 0.4), (100, 0.1)])
+    (x0, y0), (x1, y1) = chart.held_out_dots
+    assert points(chart.held_out) == [(x0, y0), (x1, y1)]
+    assert points(chart.seen)[1] == pytest.approx((x1, points(chart.smooth)[-1][1]))
+    assert (x0, x1) == (chart.left, chart.right)
+    assert (chart.bottom - y0) == pytest.approx(2 * (chart.bottom - y1), abs=0.2)
+    assert chart.last_held_out == 0.2
+    assert loss_chart(curve).last_held_out is None
+    assert inside(chart)
+
+
+def test_bars_of_timesteps_are_as_high_as_their_losses() -> None:
+    chart = bin_chart([0.4, None, 0.1], [0.2, 0.1, 0.1])
+    assert chart is not None
+    assert len(chart.first) == 2
+    heights = [height for _, _, _, height in chart.last]
+    assert chart.first[0][3] == pytest.approx(2 * heights[0], abs=0.2)
+    assert heights[0] == pytest.approx(2 * heights[1], abs=0.2)
+    assert all(x + width <= chart.right for x, _, width, _ in chart.first + chart.last)
+    assert [text for _, text in chart.x_ticks] == ["0", "666"]
+    assert bin_chart([], []) is None
+    assert bin_chart([None], [None]) is None

@@ -9,6 +9,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from drawn_site import HOSTILE, DrawnImages, drawn_source
@@ -17,7 +19,7 @@ from PIL import Image
 from diffmining_core.errors import InputError
 from diffmining_core.report import render_index, write_site
 from diffmining_core.report.page import fact_groups
-from diffmining_core.report.source import label_slugs
+from diffmining_core.report.source import Losses, label_slugs
 
 
 class Page(HTMLParser):
@@ -84,7 +86,93 @@ def test_overview_has_a_card_per_label_and_the_measured_numbers(site: Path) -> N
         assert words in page.text
     assert "best cluster 88 % pure" in page.text
     assert "truncated: it ends early" in page.text
+    assert [line["class"] for line in page.all("polyline")] == [
+        "curve-raw", "curve", "curve-seen", "curve-held-out",
+    ]  # fmt: skip
+    named = [str(chart["aria-label"]) for chart in page.all("svg") if "aria-label" in chart]
+    assert named[0].endswith("0.21 on held-out images")
+    assert len(page.all("rect", "bin-first")) == 9
+    assert len(page.all("rect", "bin-last")) == 10
+
+
+def test_signs_are_said_first_the_gravest_first_with_what_to_do_and_a_picture(site: Path) -> None:
+    page = Page(site / "index.html")
+    assert [sign["id"] for sign in page.all("article", "sign")] == [
+        "sign-watermark", "sign-memorised", "sign-mixed",
+    ]  # fmt: skip
+    text = " ".join(page.text.split())
+    assert text.index("Before you trust this") < text.index("Does it find what was planted?")
+    assert text.count("Crop or paint over the mark") == 1, "advice that all share is said once"
+    assert "Clusters are mixed & <b>loose</b>." in text
+    links = [link["href"] for link in page.all("a", "of-label")]
+    assert links == ["labels/barn.html", "labels/tower.html"] * 2
+    pictures = [image for image in page.all("img") if "signs/" in str(image["src"])]
+    assert len(pictures) == 2
+    with Image.open(site / "signs" / "sign-1.webp") as picture:
+        assert picture.size == (int(pictures[0]["width"] or 0), int(pictures[0]["height"] or 0))
+    numbers = json.loads((site / "data" / "summary.json").read_text(encoding="utf-8"))
+    assert [sign["name"] for sign in numbers["signs"]].count("watermark") == 2
+
+
+def test_signs_of_many_labels_are_folded(tmp_path: Path) -> None:
+    write_site(drawn_source(labels=["barn", "tower", "mill", "silo", "shed"]), tmp_path)
+    assert "3 more labels" in Page(tmp_path / "index.html").text
+
+
+def test_without_signs_there_is_no_box(tmp_path: Path) -> None:
+    write_site(drawn_source(signs=[]), tmp_path)
+    page = Page(tmp_path / "index.html")
+    assert not page.all("section", "signs")
+    assert not (tmp_path / "signs").exists()
+
+
+def test_without_held_out_images_the_chart_has_the_training_loss_alone(tmp_path: Path) -> None:
+    losses = Losses(training=[(step, 0.5) for step in range(9)])
+    write_site(dataclasses.replace(drawn_source(), losses=losses), tmp_path)
+    page = Page(tmp_path / "index.html")
     assert len(page.all("polyline")) == 2
+    assert "held-out images, fixed noise" not in page.text
+    assert "By timestep" not in page.text
+
+
+def test_generated_images_are_shown_where_there_are_some(site: Path, tmp_path: Path) -> None:
+    assert "after step 500" in (site / "index.html").read_text()
+    assert (site / "figures" / "generated.png").stat().st_size > 0
+    write_site(dataclasses.replace(drawn_source(), preview=None), tmp_path)
+    assert "generated.png" not in (tmp_path / "index.html").read_text()
+
+
+def test_an_image_of_two_labels_is_there_once_with_an_overlay_for_each(tmp_path: Path) -> None:
+    drawn = DrawnImages()
+    source = drawn_source(signs=[], drawn=drawn)
+    shared = source.selection["image_id"][0].as_py()
+
+    def with_both(table: pa.Table) -> pa.Table:
+        """The first label's patches of one image under the other label too."""
+        rows = table.filter(pc.equal(table["image_id"], shared)).to_pylist()
+        return pa.concat_tables(
+            [table, pa.Table.from_pylist([{**row, "label": "tower"} for row in rows], table.schema)]
+        )
+
+    both = dataclasses.replace(
+        source,
+        selection=with_both(source.selection),
+        clusters=with_both(source.clusters),
+        before=None,
+        typicality=lambda image_id, label: drawn.maps[image_id] * (1 if label == "barn" else -1),
+        typicality_before=None,
+    )
+    write_site(both, tmp_path)
+    for label in ("barn", "tower"):
+        images = page_data(tmp_path / "labels" / f"{label}.html")["images"]
+        assert isinstance(images, list)
+        (image,) = [image for image in images if image["id"] == shared]
+        assert image["source"] == f"../images/{shared}.webp"
+        assert image["overlay"] == f"../overlays/{label}/{shared}.webp"
+    overlays = [tmp_path / "overlays" / label / f"{shared}.webp" for label in ("barn", "tower")]
+    assert overlays[0].read_bytes() != overlays[1].read_bytes()
+    for page in tmp_path.rglob("*.html"):
+        assert all(path.is_file() for path in referred_files(page))
 
 
 def test_overview_counts_all_images_mined_not_only_those_shown(site: Path) -> None:
@@ -213,6 +301,7 @@ def test_patches_in_the_sprite_are_the_images_own(site: Path) -> None:
 def test_figures_and_numbers_are_beside_the_pages(site: Path) -> None:
     source = drawn_source()
     assert {path.name for path in (site / "figures").iterdir()} == {
+        "generated.png",
         "overview.png",
         *(f"{label}-{what}.png" for label in ("barn", "tower") for what in ("strips", "clusters")),
     }

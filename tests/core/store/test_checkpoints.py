@@ -20,7 +20,7 @@ WEIGHTS = "checkpoint.safetensors"
 
 @pytest.fixture
 def checkpoints(root: Root) -> RootCheckpoints:
-    return RootCheckpoints(root, "finetune/key/checkpoints", every=2)
+    return RootCheckpoints(root, "finetune/key/checkpoints")
 
 
 def keep(checkpoints: RootCheckpoints, step: int, tmp_path: Path, weights: bytes) -> None:
@@ -167,3 +167,29 @@ def test_none_is_left_after_remove(checkpoints: RootCheckpoints, tmp_path: Path)
     checkpoints.remove()
     assert checkpoints.root.names(checkpoints.folder) == []
     assert latest(checkpoints, tmp_path) == (None, None)
+
+
+def test_as_many_stay_as_are_asked_for(root: Root, tmp_path: Path) -> None:
+    checkpoints = RootCheckpoints(root, "finetune/key/checkpoints", kept=2)
+    for step in (2, 4, 6, 8):
+        keep(checkpoints, step, tmp_path, b"%d" % step)
+    assert checkpoints.steps() == [6, 8]
+    shutil.rmtree(tmp_path / "kept-6")
+    keep(checkpoints, 6, tmp_path, b"again")  # a slower process comes along
+    assert checkpoints.steps() == [6, 8]
+    (tmp_path / "six").mkdir()
+    checkpoints.fetch(6, tmp_path / "six")
+    assert (tmp_path / "six" / WEIGHTS).read_bytes() == b"again"
+
+
+def test_all_stay_where_there_is_no_limit(root: Root, tmp_path: Path) -> None:
+    checkpoints = RootCheckpoints(root, "finetune/key/checkpoints/snapshots", kept=None)
+    for step in (2, 4, 6):
+        keep(checkpoints, step, tmp_path, b"%d" % step)
+    assert checkpoints.steps() == [2, 4, 6]
+    with pytest.raises(FileNotFoundError, match="step 3 is not there"):
+        checkpoints.fetch(3, tmp_path)
+    outer = RootCheckpoints(root, "finetune/key/checkpoints")
+    assert outer.steps() == []
+    outer.remove()
+    assert checkpoints.steps() == []

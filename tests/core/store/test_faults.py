@@ -57,7 +57,12 @@ def content(name: str, size: int) -> bytes:
 
 
 MAPS = RaggedMaps.pack(
-    maps := [np.full((3, 5), i, np.float32) for i in range(20)], maps, ["id"] * 20, ["a"] * 20, 4
+    maps := [np.full((3, 5), i, np.float32) for i in range(20)],
+    maps,
+    [1.0] * 20,
+    ["id"] * 20,
+    ["a"] * 20,
+    4,
 )
 
 
@@ -94,7 +99,7 @@ def check_unit(root: Root, manifest: Manifest) -> None:
 
 
 def check_checkpoints(root: Root, tmp_path: Path) -> None:
-    checkpoints = RootCheckpoints(root, "finetune/key/checkpoints", every=1)
+    checkpoints = RootCheckpoints(root, "finetune/key/checkpoints")
     for folder in ("kept", "fetched"):
         (tmp_path / folder).mkdir()
     for step in range(2):

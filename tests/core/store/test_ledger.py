@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -292,6 +292,24 @@ def test_a_unit_taken_back_is_made_again_beside_what_was_there(root: Root) -> No
     assert second.attempt != first.attempt
     assert second.files == first.files
     verify(root, first)
+
+
+def test_a_file_cut_short_on_the_way_once_is_read_again(
+    root: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = complete(root, UNIT, produce)
+    expected = read_json(root, manifest, NOTES)
+    whole, cuts = Root.read_all, [True]
+
+    def cut_once(self: Root, rels: Sequence[str]) -> list[bytes]:
+        cut = cuts.pop() if cuts else False
+        return [data[:5] if cut else data for data in whole(self, rels)]
+
+    monkeypatch.setattr(Root, "read_all", cut_once)
+    assert read_json(root, manifest, NOTES) == expected
+    cuts += [True, True]
+    with pytest.raises(CorruptFileError, match="got 5 bytes"):
+        read_json(root, manifest, NOTES)
 
 
 def test_an_error_about_a_corrupt_file_survives_pickling() -> None:

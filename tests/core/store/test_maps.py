@@ -21,7 +21,7 @@ from diffmining_core.store.ledger import (
     read_bytes,
     read_json,
 )
-from diffmining_core.store.maps import RaggedMaps, open_maps_dask, read_maps, write_maps
+from diffmining_core.store.maps import ARRAYS, RaggedMaps, open_maps_dask, read_maps, write_maps
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 
@@ -35,6 +35,8 @@ OBJECTS = {
     "values/c/0",
     "m2/zarr.json",
     "m2/c/0",
+    "null_loss/zarr.json",
+    "null_loss/c/0",
     "offsets/zarr.json",
     "offsets/c/0",
     "hw/zarr.json",
@@ -47,7 +49,9 @@ def ragged(shapes: list[tuple[int, int]] = SHAPES) -> RaggedMaps:
     means = [rng.normal(0, 1e-3, shape).astype(np.float32) for shape in shapes]
     m2s = [rng.random(shape, np.float32) for shape in shapes]
     n = range(len(shapes))
-    return RaggedMaps.pack(means, m2s, [f"{i:032x}" for i in n], [f"länd {i % 2}" for i in n], 16)
+    null_loss = rng.random(len(shapes), np.float32)
+    ids, labels = [f"{i:032x}" for i in n], [f"länd {i % 2}" for i in n]
+    return RaggedMaps.pack(means, m2s, null_loss, ids, labels, 16)
 
 
 @pytest.fixture
@@ -60,7 +64,7 @@ def store(root: Root, maps: RaggedMaps) -> Manifest:
 
 
 def assert_same(a: RaggedMaps, b: RaggedMaps) -> None:
-    for name in ("values", "m2", "offsets", "hw"):
+    for name in ARRAYS:
         one, other = getattr(a, name), getattr(b, name)
         assert one.dtype == other.dtype
         assert one.shape == other.shape
@@ -77,9 +81,8 @@ def test_maps_come_back_bit_by_bit(root: Root, shapes: list[tuple[int, int]]) ->
 def test_every_float32_comes_back_bit_by_bit(memory: Root) -> None:
     bits = np.random.default_rng(0).integers(0, 2**32, 2**18, np.uint32)  # NaN, subnormal, -0 too
     values = np.concatenate([[0, 1, 0x80000000], bits[3:]]).astype(np.uint32).view(np.float32)
-    maps = RaggedMaps.pack(
-        [values.reshape(512, 512)], [np.zeros((512, 512), np.float32)], ["a"], ["b"], 2
-    )
+    zeros = np.zeros((512, 512), np.float32)
+    maps = RaggedMaps.pack([values.reshape(512, 512)], [zeros], [0.0], ["a"], ["b"], 2)
     assert_same(read_maps(memory, store(memory, maps)), maps)
 
 
@@ -87,11 +90,11 @@ def test_each_map_has_its_own_shape() -> None:
     rng = np.random.default_rng(0)
     means = [rng.random(shape, np.float32) for shape in SHAPES]
     names = [str(i) for i in range(len(SHAPES))]
-    maps = RaggedMaps.pack(means, [mean + 1 for mean in means], names, names, 2)
+    maps = RaggedMaps.pack(means, [mean + 1 for mean in means], range(5), names, names, 2)
     for i, mean in enumerate(means):
         assert_array_equal(maps.map(i), mean)
     with pytest.raises(ValueError, match=r"map 1: the mean \(1, 1\) and the m2 \(2, 1\)"):
-        RaggedMaps.pack(means[:2], [means[0], np.zeros((2, 1), np.float32)], ["a"], ["b"], 2)
+        RaggedMaps.pack(means[:2], [means[0], np.zeros((2, 1), np.float32)], [1, 1], "ab", "cd", 2)
 
 
 def test_the_standard_error_is_that_of_the_mean_of_the_draws() -> None:
@@ -99,6 +102,7 @@ def test_the_standard_error_is_that_of_the_mean_of_the_draws() -> None:
     maps = RaggedMaps.pack(
         [draws.mean(0).astype(np.float32)],
         [((draws - draws.mean(0)) ** 2).sum(0).astype(np.float32)],
+        [1.0],
         ["a"],
         ["b"],
         len(draws),
@@ -115,14 +119,14 @@ def test_the_standard_error_is_that_of_the_mean_of_the_draws() -> None:
         ragged(),
         ragged([(4, 4)]),
         RaggedMaps.pack(
-            [np.zeros((9, 9), np.float32)], [np.zeros((9, 9), np.float32)], "a", "b", 2
+            [np.zeros((9, 9), np.float32)], [np.zeros((9, 9), np.float32)], [0.0], "a", "b", 2
         ),
     ],
 )
-def test_a_unit_has_nine_objects_whatever_its_maps(root: Root, maps: RaggedMaps) -> None:
+def test_a_unit_has_eleven_objects_whatever_its_maps(root: Root, maps: RaggedMaps) -> None:
     manifest = store(root, maps)
     assert {name.removeprefix("maps.zarr/") for name in manifest.files} == OBJECTS
-    assert len(root.fs.find(root.path_of(manifest.attempt))) == 9
+    assert len(root.fs.find(root.path_of(manifest.attempt))) == 11
     assert_same(read_maps(root, manifest), maps)
 
 
@@ -158,7 +162,7 @@ def test_any_zarr_reader_opens_a_unit(tmp_path: Path) -> None:
     assert group.attrs["label"] == maps.label
     assert group.attrs["image_id"] == maps.image_id
     assert group.attrs["n_draws"] == 16
-    assert sorted(group.array_keys()) == ["hw", "m2", "offsets", "values"]
+    assert sorted(group.array_keys()) == sorted(ARRAYS)
 
 
 def test_the_same_maps_are_the_same_bytes(memory: Root) -> None:
@@ -171,7 +175,7 @@ def test_the_same_maps_are_the_same_bytes(memory: Root) -> None:
 def test_dask_sees_one_chunk_per_shard(root: Root) -> None:
     maps = ragged()
     arrays = open_maps_dask(root, store(root, maps))
-    assert sorted(arrays) == ["hw", "m2", "offsets", "values"]
+    assert sorted(arrays) == sorted(ARRAYS)
     for name, array in arrays.items():
         assert array.npartitions == 1
         assert_array_equal(np.asarray(array), getattr(maps, name))
@@ -225,6 +229,10 @@ def changed(name: str, array: npt.NDArray[Any]) -> RaggedMaps:
             r"should be float32 \[22\], is float64 \[22\]",
         ),
         (changed("m2", np.zeros(23, np.float32)), r"m2 of 2 maps should be float32 \[22\]"),
+        (
+            changed("null_loss", np.zeros(1, np.float32)),
+            r"null_loss of 2 maps should be float32 \[2\]",
+        ),
         (changed("offsets", np.array([0, 16])), r"values of 2 maps should be float32 \[16\]"),
         (changed("offsets", np.array([22])), r"offsets of 2 maps should be int64 \[3\]"),
         (changed("offsets", np.array([0, 15, 22])), r"map 0 \(image 0{32}\) has 15 values"),
@@ -265,7 +273,7 @@ def test_stored_maps_of_a_wrong_shape_are_named(memory: Root) -> None:
 def test_ids_and_labels_are_kept_as_text(memory: Root) -> None:
     names = ['"', "<b>", "日本", "a/b"]
     one = [np.ones((1, 1), np.float32)] * 4
-    manifest = store(memory, RaggedMaps.pack(one, one, names, names[::-1], 2))
+    manifest = store(memory, RaggedMaps.pack(one, one, [1.0] * 4, names, names[::-1], 2))
     maps = read_maps(memory, manifest)
     assert (maps.image_id, maps.label) == (names, names[::-1])
     group = json.loads(read_bytes(memory, manifest, "maps.zarr/zarr.json"))

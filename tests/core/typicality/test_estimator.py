@@ -1,16 +1,23 @@
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.models.tiny.train_base import build
 from diffmining_core.typicality import ALGO
 from diffmining_core.typicality.draws import Draws, draw
-from diffmining_core.typicality.estimator import typicality
+from diffmining_core.typicality.estimator import Estimate, typicality
 
-# Each loss is about 1, the noise's variance, and float32 predictions differ by some 1e-6.
+# Each loss is about 1, the noise's variance, and float32 predictions differ from float64's, or with
+# the number that go through the UNet together, by some 1e-6.
 LOSS_ERROR = 5e-6
+
+PAPER = (0.1, 0.7)
+PLACES = ("France", "Japan", "Perú")
 
 
 @pytest.fixture(scope="module")
@@ -18,93 +25,164 @@ def pipeline() -> Pipeline:
     return build(0)
 
 
+@pytest.fixture(scope="module")
+def velocity_pipeline(pipeline: Pipeline) -> Pipeline:
+    """The same network, its output read as the velocity of SD 2.x."""
+    other = build(0)
+    other.scheduler = DDPMScheduler.from_config(
+        other.scheduler.config, prediction_type="v_prediction"
+    )
+    return other
+
+
 @torch.no_grad()
 def by_definition(
     pipeline: Pipeline,
     latents: torch.Tensor,
     label_embeds: torch.Tensor,
+    image_of_pair: torch.Tensor,
     null_embeds: torch.Tensor,
     draws: Draws,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and standard error of the two losses' difference (eq. 3), image by image, in float64."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean and standard error of the two losses' difference (eq. 3), and the mean loss without a
+    label: pair by pair and draw by draw, all in float64, the UNet and the scheduler too."""
+    unet = deepcopy(pipeline.unet).double()
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alpha_bar = torch.cumprod(1 - betas, 0)
 
-    def loss(
-        noisy: torch.Tensor, t: torch.Tensor, embeds: torch.Tensor, noise: torch.Tensor
-    ) -> torch.Tensor:
-        noise_pred = pipeline.unet(noisy, t, encoder_hidden_states=embeds).sample
-        squared: torch.Tensor = (noise_pred.double() - noise.double()) ** 2
-        return squared.mean(dim=1)[0]
+    def loss(x: torch.Tensor, t: int, embeds: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        signal, sigma = alpha_bar[t] ** 0.5, (1 - alpha_bar[t]) ** 0.5
+        noisy = (signal * x + sigma * noise)[None]
+        noise_pred = unet(noisy, t, encoder_hidden_states=embeds.double()[None]).sample
+        if pipeline.scheduler.config.prediction_type == "v_prediction":
+            noise_pred = signal * noise_pred + sigma * noisy
+        squared: torch.Tensor = (noise_pred[0] - noise) ** 2
+        return squared.mean(dim=0)
 
-    gains = []
-    for x, embeds in zip(latents, label_embeds, strict=True):
-        for noise, t in zip(draws.noise, draws.timesteps, strict=True):
-            noisy = pipeline.scheduler.add_noise(x[None], noise[None], t[None])
-            without = loss(noisy, t, null_embeds, noise[None])
-            gains.append(without - loss(noisy, t, embeds[None], noise[None]))
-    by_draw = torch.stack(gains).reshape(len(latents), len(draws), *latents.shape[2:])
-    return by_draw.mean(dim=1), by_draw.std(dim=1) / len(draws) ** 0.5
+    gains, null_losses = [], []
+    for embeds, image in zip(label_embeds, image_of_pair, strict=True):
+        x = latents[image].double()
+        for noise, t in zip(draws.noise.double(), draws.timesteps.tolist(), strict=True):
+            without = loss(x, t, null_embeds[0], noise)
+            null_losses.append(without.mean())
+            gains.append(without - loss(x, t, embeds, noise))
+    by_draw = torch.stack(gains).reshape(len(label_embeds), len(draws), *latents.shape[2:])
+    null_loss = torch.stack(null_losses).reshape(len(label_embeds), len(draws)).mean(dim=1)
+    return (
+        by_draw.mean(dim=1),
+        by_draw.std(dim=1, correction=min(1, len(draws) - 1)) / len(draws) ** 0.5,
+        null_loss,
+    )
 
 
 def inputs(
-    pipeline: Pipeline, shape: tuple[int, int, int], n: int
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Random latents, and the embeddings of n prompts and of the null prompt."""
-    latents = torch.randn(n, *shape, generator=torch.Generator().manual_seed(5))
-    prompts = [f"An image of {place}." for place in ("France", "Japan", "Perú")[:n]]
-    return latents, pipeline.embed_prompts(prompts), pipeline.embed_prompts([""])
+    pipeline: Pipeline, shape: tuple[int, int, int], image_of_pair: list[int]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """What the estimator takes, draws aside: random latents, each pair under another label."""
+    images = max(image_of_pair) + 1
+    latents = torch.randn(images, *shape, generator=torch.Generator().manual_seed(5))
+    prompts = [f"An image of {place}." for place in PLACES[: len(image_of_pair)]]
+    return (
+        latents,
+        pipeline.embed_prompts(prompts),
+        torch.tensor(image_of_pair),
+        pipeline.embed_prompts([""]),
+    )
 
 
-@pytest.mark.parametrize("shape", [(4, 8, 8), (4, 8, 13), (4, 11, 9)])
+@pytest.mark.parametrize(
+    ("prediction", "shape", "image_of_pair"),
+    [
+        ("epsilon", (4, 8, 8), [0, 1]),
+        ("epsilon", (4, 11, 9), [1, 0, 1]),
+        ("epsilon", (4, 64, 94), [0]),  # a street view: its 94 columns can be halved but once
+        ("v_prediction", (4, 8, 13), [0, 0, 1]),
+    ],
+)
 def test_typicality_is_the_mean_difference_of_the_two_losses(
-    pipeline: Pipeline, shape: tuple[int, int, int]
+    pipeline: Pipeline,
+    velocity_pipeline: Pipeline,
+    prediction: str,
+    shape: tuple[int, int, int],
+    image_of_pair: list[int],
 ) -> None:
-    draws = draw(42, shape, 4, (0.1, 0.7))
-    latents, label_embeds, null_embeds = inputs(pipeline, shape, 2)
-    expected, expected_error = by_definition(pipeline, latents, label_embeds, null_embeds, draws)
+    model = pipeline if prediction == "epsilon" else velocity_pipeline
+    n = 4 if shape[1] < 64 else 1
+    draws = draw(42, shape, n, PAPER)
+    given = inputs(model, shape, image_of_pair)
+    expected, expected_error, expected_null_loss = by_definition(model, *given, draws)
 
-    mean, m2 = typicality(pipeline, latents, label_embeds, null_embeds, draws)
-    assert mean.dtype == m2.dtype == torch.float32
+    estimate = typicality(model, *given, draws)
+    assert all(part.dtype == torch.float32 for part in estimate)
     assert expected.abs().max() > 1000 * LOSS_ERROR  # or the next line would say little
-    torch.testing.assert_close(mean.double(), expected, atol=LOSS_ERROR, rtol=0)
-    standard_error = (m2 / (4 * 3)).sqrt().double()
-    torch.testing.assert_close(standard_error, expected_error, atol=LOSS_ERROR, rtol=1e-3)
+    torch.testing.assert_close(estimate.mean.double(), expected, atol=LOSS_ERROR, rtol=0)
+    if n > 1:
+        standard_error = (estimate.m2 / (n * (n - 1))).sqrt().double()
+        torch.testing.assert_close(standard_error, expected_error, atol=LOSS_ERROR, rtol=1e-3)
+    torch.testing.assert_close(
+        estimate.null_loss.double(), expected_null_loss, atol=LOSS_ERROR, rtol=0
+    )
 
 
 def test_a_label_that_says_nothing_has_no_typicality(pipeline: Pipeline) -> None:
-    draws = draw(42, (4, 8, 8), 2, (0.1, 0.7))
-    latents, _, null_embeds = inputs(pipeline, (4, 8, 8), 2)
-    mean, m2 = typicality(pipeline, latents, null_embeds.expand(2, -1, -1), null_embeds, draws)
+    draws = draw(42, (4, 8, 8), 2, PAPER)
+    latents, _, image_of_pair, null_embeds = inputs(pipeline, (4, 8, 8), [0, 1])
+    embeds = null_embeds.expand(2, -1, -1)
+    mean, m2, _ = typicality(pipeline, latents, embeds, image_of_pair, null_embeds, draws)
     torch.testing.assert_close(mean, torch.zeros(2, 8, 8), atol=LOSS_ERROR, rtol=0)
     torch.testing.assert_close(m2, torch.zeros(2, 8, 8), atol=LOSS_ERROR, rtol=0)
 
 
-def test_an_image_gets_the_same_map_alone_and_in_a_batch(pipeline: Pipeline) -> None:
-    draws = draw(42, (4, 8, 8), 2, (0.1, 0.7))
-    latents, label_embeds, null_embeds = inputs(pipeline, (4, 8, 8), 3)
-    together, _ = typicality(pipeline, latents, label_embeds, null_embeds, draws)
-    for i in range(3):
-        alone, _ = typicality(
-            pipeline, latents[i : i + 1], label_embeds[i : i + 1], null_embeds, draws
+def assert_alike(estimate: Estimate, expected: Estimate) -> None:
+    """Equal but for what the number that go through the UNet together does to the last bits."""
+    for part, expected_part in zip(estimate, expected, strict=True):
+        torch.testing.assert_close(part, expected_part, atol=LOSS_ERROR, rtol=1e-4)
+
+
+def test_a_pair_gets_the_same_map_alone_and_in_company(pipeline: Pipeline) -> None:
+    draws = draw(42, (4, 8, 8), 2, PAPER)
+    latents, label_embeds, image_of_pair, null_embeds = inputs(pipeline, (4, 8, 8), [1, 0, 1])
+    together = typicality(pipeline, latents, label_embeds, image_of_pair, null_embeds, draws)
+    for pair, image in enumerate(image_of_pair):
+        alone = typicality(
+            pipeline,
+            latents[image][None],
+            label_embeds[pair][None],
+            torch.tensor([0]),
+            null_embeds,
+            draws,
         )
-        torch.testing.assert_close(alone[0], together[i], atol=LOSS_ERROR, rtol=0)
+        assert_alike(alone, Estimate(*(part[pair][None] for part in together)))
+    assert together.null_loss[0] == together.null_loss[2] != together.null_loss[1]
 
 
-def test_each_image_goes_twice_through_the_unet_per_draw(pipeline: Pipeline) -> None:
-    draws = draw(42, (4, 8, 8), 3, (0.1, 0.7))
+@pytest.mark.parametrize(
+    ("at_once", "pieces"), [(None, [5]), (9, [5]), (5, [5]), (4, [4, 1]), (2, [2, 2, 1])]
+)
+def test_the_null_prediction_of_an_image_is_made_once_in_pieces_that_fit(
+    pipeline: Pipeline, at_once: int | None, pieces: list[int]
+) -> None:
+    draws = draw(42, (4, 8, 8), 3, PAPER)
+    given = inputs(pipeline, (4, 8, 8), [0, 1, 1])
     heard: list[int] = []
     before = pipeline.unet_forwards
-    typicality(pipeline, *inputs(pipeline, (4, 8, 8), 2), draws, heard.append)
-    assert pipeline.unet_forwards - before == sum(heard) == 2 * 3 * 2
-    assert len(heard) == 3
+    estimate = typicality(pipeline, *given, draws, heard.append, at_once)
+    assert pipeline.unet_forwards - before == sum(heard) == 3 * (2 + 3)
+    assert heard == 3 * pieces
+    assert_alike(estimate, typicality(pipeline, *given, draws))
 
 
 def test_golden_output_of_this_version(pipeline: Pipeline) -> None:
-    draws = draw(42, (4, 8, 8), 3, (0.1, 0.7))
-    mean, m2 = typicality(pipeline, *inputs(pipeline, (4, 8, 8), 1), draws)
-    found = torch.stack([mean.std(), mean[0, 0, 0], mean[0, 4, 3], mean[0, 7, 7], m2.mean()])
-    expected = torch.tensor([0.11007149, -0.01479591, -0.05550520, -0.17773420, 0.04635391])
+    draws = draw(42, (4, 8, 8), 3, PAPER)
+    mean, m2, null_loss = typicality(pipeline, *inputs(pipeline, (4, 8, 8), [0]), draws)
+    values = [mean.std(), mean[0, 0, 0], mean[0, 4, 3], mean[0, 7, 7], m2.mean(), null_loss[0]]
+    expected = [0.11007149, -0.01479591, -0.05550520, -0.17773420, 0.04635391, 1.00938201]
     message = "if you changed the maths on purpose, raise typicality.ALGO and update these numbers"
-    assert ALGO == "typicality-1", message
+    assert ALGO == "typicality-2", message
     torch.testing.assert_close(
-        found, expected, rtol=1e-4, atol=LOSS_ERROR, msg=lambda why: f"{message}\n{why}"
+        torch.stack(values),
+        torch.tensor(expected),
+        rtol=1e-4,
+        atol=LOSS_ERROR,
+        msg=lambda why: f"{message}\n{why}",
     )

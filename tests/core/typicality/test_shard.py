@@ -17,7 +17,7 @@ from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.models.tiny.train_base import build
 from diffmining_core.typicality.draws import draw, sample_posterior
 from diffmining_core.typicality.estimator import typicality
-from diffmining_core.typicality.shard import Map, TypicalityOptions, shard_typicality
+from diffmining_core.typicality.shard import RowMap, TypicalityOptions, shard_typicality
 
 OPTIONS = TypicalityOptions(PromptTemplate(), size=64, draws=2, t_range=(0.1, 0.7), seed=42)
 # Losses are about 1, and float32 predictions differ by some 1e-6 with the batch's size.
@@ -46,7 +46,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[ShardImage]:
 
 def measured(
     pipeline: Pipeline, images: list[ShardImage], options: TypicalityOptions, batch_size: int
-) -> list[tuple[Map, Map]]:
+) -> list[RowMap]:
     """The maps of images that are all good."""
     maps, set_aside = shard_typicality(pipeline, images, options, batch_size)
     assert set_aside == {}
@@ -59,21 +59,101 @@ def test_maps_have_the_shape_of_the_latents_and_the_order_of_the_images(
     before = pipeline.unet_forwards
     maps = measured(pipeline, images, OPTIONS, 2)
     assert pipeline.unet_forwards - before == 2 * OPTIONS.draws * len(images)
-    shapes = [mean.shape for mean, _ in maps]
+    shapes = [row.mean.shape for row in maps]
     assert shapes == [(8, 8), (8, 12), (8, 8), (16, 8), (8, 8)]
-    assert all(mean.dtype == m2.dtype == np.float32 for mean, m2 in maps)
+    assert all(row.mean.dtype == row.m2.dtype == np.float32 for row in maps)
+
+
+def assert_alike(maps: list[RowMap], expected: list[RowMap]) -> None:
+    """Equal but for what the number that go through the UNet together does to the last bits."""
+    for row, expected_row in zip(maps, expected, strict=True):
+        np.testing.assert_allclose(row.mean, expected_row.mean, atol=ERROR, rtol=0)
+        np.testing.assert_allclose(row.m2, expected_row.m2, atol=ERROR, rtol=1e-3)
+        np.testing.assert_allclose(row.null_loss, expected_row.null_loss, atol=ERROR, rtol=0)
 
 
 def test_maps_do_not_depend_on_batches_and_order(
     pipeline: Pipeline, images: list[ShardImage]
 ) -> None:
     expected = measured(pipeline, images, OPTIONS, 1)
-    assert np.abs(expected[0][0]).max() > 1000 * ERROR
+    assert np.abs(expected[0].mean).max() > 1000 * ERROR
     for order, batch_size in [([0, 1, 2, 3, 4], 8), ([3, 4, 2, 0, 1], 2)]:
         maps = measured(pipeline, [images[i] for i in order], OPTIONS, batch_size)
-        for i, (mean, m2) in zip(order, maps, strict=True):
-            np.testing.assert_allclose(mean, expected[i][0], atol=ERROR, rtol=0)
-            np.testing.assert_allclose(m2, expected[i][1], atol=ERROR, rtol=1e-3)
+        assert_alike(maps, [expected[i] for i in order])
+
+
+def test_maps_of_one_batch_size_are_the_same_bits_in_any_shard(
+    pipeline: Pipeline, images: list[ShardImage]
+) -> None:
+    """At one image a batch nothing meets another, so shards and their order leave no trace."""
+    expected = measured(pipeline, images, OPTIONS, 1)
+    found = [
+        *measured(pipeline, images[3:], OPTIONS, 1),
+        *measured(pipeline, images[:3], OPTIONS, 1),
+    ]
+    for row, expected_row in zip(found, [*expected[3:], *expected[:3]], strict=True):
+        np.testing.assert_array_equal(row.mean, expected_row.mean)
+        np.testing.assert_array_equal(row.m2, expected_row.m2)
+        assert row.null_loss == expected_row.null_loss
+
+
+@pytest.fixture
+def labelled(images: list[ShardImage]) -> list[ShardImage]:
+    """The images, the first under three labels, the second and the last under two."""
+    labels = [["here", "there", "nowhere"], ["here", "there"], ["here"], ["there"], ["a", "b"]]
+    return [
+        replace(image, label=label)
+        for image, own in zip(images, labels, strict=True)
+        for label in own
+    ]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_the_labels_of_an_image_share_its_null_predictions(
+    pipeline: Pipeline, labelled: list[ShardImage], batch_size: int
+) -> None:
+    """Each row's map is that of the image under that label alone; N (images + rows) forwards."""
+    largest = 0
+
+    def look(_module: torch.nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        nonlocal largest
+        largest = max(largest, len(arguments[0]))
+
+    before = pipeline.unet_forwards
+    heard: list[int] = []
+    with_hook = pipeline.unet.register_forward_pre_hook(look)
+    maps, _ = shard_typicality(pipeline, labelled, OPTIONS, batch_size, heard.append)
+    with_hook.remove()
+    assert pipeline.unet_forwards - before == sum(heard) == OPTIONS.draws * (5 + 9)
+    assert largest <= 2 * batch_size
+
+    for place, row in enumerate(labelled):
+        assert_alike([maps[place]], measured(pipeline, [row], OPTIONS, 1))
+    assert maps[0].null_loss == maps[1].null_loss == maps[2].null_loss != maps[5].null_loss
+
+
+def test_the_rows_of_an_image_need_not_lie_together(
+    pipeline: Pipeline, labelled: list[ShardImage]
+) -> None:
+    order = np.random.default_rng(0).permutation(len(labelled))
+    before = pipeline.unet_forwards
+    maps = measured(pipeline, [labelled[i] for i in order], OPTIONS, 2)
+    assert pipeline.unet_forwards - before == OPTIONS.draws * (5 + 9)
+    expected = measured(pipeline, labelled, OPTIONS, 2)
+    assert_alike(maps, [expected[i] for i in order])
+
+
+def test_all_rows_of_an_image_that_cannot_be_used_are_set_aside(
+    pipeline: Pipeline, labelled: list[ShardImage]
+) -> None:
+    gone = [
+        replace(row, uri=row.uri + ".gone", declared=True) if i < 3 else row
+        for i, row in enumerate(labelled)
+    ]
+    maps, set_aside = shard_typicality(pipeline, gone, OPTIONS, 2)
+    assert sorted(maps) == list(range(3, 9))
+    assert sorted(set_aside) == [0, 1, 2]
+    assert len(set(set_aside.values())) == 1
 
 
 def test_a_map_is_the_estimator_on_the_images_own_posterior_sample(
@@ -82,15 +162,16 @@ def test_a_map_is_the_estimator_on_the_images_own_posterior_sample(
     image = images[1]
     pixels = torch.from_numpy(load_pixels(image.uri, 64)).permute(2, 0, 1)[None] / 127.5 - 1
     latents = sample_posterior(*pipeline.encode_posterior(pixels), 42, [image.image_id])
-    expected, _ = typicality(
+    mean, m2, null_loss = typicality(
         pipeline,
         latents,
         pipeline.embed_prompts(["An image of there."]),
+        torch.tensor([0]),
         pipeline.embed_prompts([""]),
         draw(42, (4, 8, 12), 2, (0.1, 0.7)),
     )
     (found,) = measured(pipeline, [image], OPTIONS, 1)
-    np.testing.assert_allclose(found[0], expected[0].numpy(), atol=ERROR, rtol=0)
+    assert_alike([found], [RowMap(mean[0].numpy(), m2[0].numpy(), float(null_loss[0]))])
 
 
 @pytest.mark.parametrize(
@@ -103,7 +184,7 @@ def test_seed_timesteps_and_prompts_change_a_map(
     options = replace(OPTIONS, draws=1)
     (one,) = measured(pipeline, images[:1], options, 1)
     (other,) = measured(pipeline, images[:1], replace(options, **changed), 1)  # type: ignore[arg-type] # mypy cannot follow the keywords
-    assert np.abs(one[0] - other[0]).max() > 1000 * ERROR
+    assert np.abs(one.mean - other.mean).max() > 1000 * ERROR
 
 
 @pytest.fixture
@@ -132,7 +213,7 @@ def test_declared_images_that_prove_unusable_are_set_aside_and_the_others_measur
     maps, set_aside = shard_typicality(pipeline, declared, OPTIONS, 8)
     assert sorted(maps) == [3]
     (expected,) = measured(pipeline, images[3:4], OPTIONS, 8)
-    np.testing.assert_array_equal(maps[3][0], expected[0])
+    np.testing.assert_array_equal(maps[3].mean, expected.mean)
     assert sorted(set_aside) == [0, 1, 2, 4]
     for place, words in {0: "gone", 1: "truncated", 2: "has changed", 4: "is not 128 × 64"}.items():
         assert words in set_aside[place].lower()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import hashlib
 from pathlib import Path
 
@@ -226,3 +227,61 @@ def test_images_in_a_parquet_file_are_told_from_a_manifest(tmp_path: Path) -> No
     (tmp_path / "m.parquet").write_bytes(parquet_of(image_table({"a.png": photo()}, ["rome"])))
     (found,) = listed(str(tmp_path / "m.parquet"))
     assert found.uri.endswith("m.parquet#row=0&column=image/a.png")
+
+
+def test_a_row_may_have_several_labels_a_detail_and_boxes_of_each(tmp_path: Path) -> None:
+    rows = {
+        "uri": ["a.png", "b.png", "./a.png"],
+        "labels": ["mass|effusion", "mass", "nodule|"],
+        "detail": ["left", "", ""],
+        "boxes": ['{"mass": [[1, 2, 3, 4]]}', "[[5, 6, 7.5, 8], [1, 1, 1, 1]]", ""],
+    }
+    columns = {
+        **rows,
+        "labels": [["mass", "effusion"], ["mass"], ["nodule"]],
+        "boxes": [rows["boxes"][0], rows["boxes"][1], None],
+    }
+    (tmp_path / "m.parquet").write_bytes(parquet_of(pa.table(columns)))
+    lines = [list(rows), *zip(*rows.values(), strict=True)]
+    with (tmp_path / "m.csv").open("w") as file:
+        csv.writer(file).writerows(lines)
+    for name in ("m.csv", "m.parquet"):
+        shards = list(open_source(str(tmp_path / name)).plan([], 2).new)
+        assert sorted(len(shard.images) for shard in shards) == [1, 3], "an image is never parted"
+        found = {
+            (row.uri[-5:], row.label): (row.detail, row.boxes)
+            for shard in shards
+            for row in shard.images
+        }
+        assert found == {
+            ("a.png", "mass"): ("left", ((1.0, 2.0, 3.0, 4.0),)),
+            ("a.png", "effusion"): ("left", ()),
+            ("a.png", "nodule"): (None, ()),
+            ("b.png", "mass"): (None, ((5.0, 6.0, 7.5, 8.0), (1.0, 1.0, 1.0, 1.0))),
+        }
+
+
+def test_boxes_of_a_parquet_manifest_may_be_lists(tmp_path: Path) -> None:
+    table = pa.table({"uri": ["a.png"], "label": ["mass"], "boxes": [[[1.0, 2.0, 3.0, 4.0]]]})
+    (tmp_path / "m.parquet").write_bytes(parquet_of(table))
+    (found,) = listed(str(tmp_path / "m.parquet"))
+    assert found.boxes == ((1.0, 2.0, 3.0, 4.0),)
+
+
+@pytest.mark.parametrize(
+    ("labels", "boxes"),
+    [
+        ("mass|nodule", "[[1, 2, 3, 4]]"),
+        ("mass", '{"nodule": [[1, 2, 3, 4]]}'),
+        ("mass", "[[1, 2, 3]]"),
+        ("mass", "[1, 2, 3, 4]"),
+        ("mass", "wide"),
+    ],
+)
+def test_boxes_that_are_no_boxes_set_their_image_aside(
+    tmp_path: Path, labels: str, boxes: str
+) -> None:
+    with (tmp_path / "m.csv").open("w") as file:
+        csv.writer(file).writerows([["uri", "labels", "boxes"], ["a.png", labels, boxes]])
+    (found,) = listed(str(tmp_path / "m.csv"))
+    assert f"its boxes ({boxes}) are no lists of left, top" in (found.fault or "")

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
+from diffmining_core.finetuning.losses import History, held_out_summary
 
 
 def model_card(
     base: str,
     options: Mapping[str, Any],
     images_per_label: Mapping[str, int],
-    losses: npt.NDArray[np.float32],
+    history: History,
 ) -> str:
     """Markdown: what the model is, what made it, and how its loss fell."""
+    losses = history.losses
     tenth = max(1, len(losses) // 10)
     lines = [
         "---",
@@ -32,6 +32,7 @@ def model_card(
         "",
         f"Loss: {losses[:tenth].mean():.4f} over the first {tenth} steps, "
         f"{losses[-tenth:].mean():.4f} over the last {tenth}.",
+        *_held_out(history),
         "",
         "| option | value |",
         "|---|---|",
@@ -43,6 +44,19 @@ def model_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _held_out(history: History) -> list[str]:
+    summary = held_out_summary(history.evaluations)
+    if summary is None:
+        return []
+    images = len(history.evaluations[0].held_out)
+    risen = ", having risen by more than chance" if summary.rose else ""
+    return [
+        "",
+        f"Loss on {images} images never trained on: least, {summary.least:.4f}, after "
+        f"{summary.best_step} steps; {summary.end:.4f} at the end{risen}.",
+    ]
 
 
 def _cell(text: str) -> str:

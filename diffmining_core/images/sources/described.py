@@ -1,0 +1,319 @@
+"""Datasets as a recipe describes them: a table that names images, which lie beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import logging
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import product
+from typing import Any, TypeAlias
+
+import numpy as np
+from fsspec.core import has_magic
+from fsspec.implementations.local import LocalFileSystem
+
+from diffmining_core.errors import InputError
+from diffmining_core.images.planning import HASH_BYTES, Hashes, Listing, plan_rows
+from diffmining_core.images.shards import Box, FoundImage, IndexPlan, KnownShard
+from diffmining_core.images.sources.image_files import ImageFiles, ListedFiles, SoughtFiles
+from diffmining_core.images.sources.layouts import BoxTable, NameTable, Table, TableLayout
+from diffmining_core.images.sources.rows import Record, listed_names, rows
+from diffmining_core.store.roots import explained
+
+Boxes: TypeAlias = Mapping[str, Mapping[str, Sequence[Box]]]
+"""By image and label."""
+
+Named: TypeAlias = tuple[str, FoundImage]
+
+NOT_THERE = "named in the table, but not there"
+UNNAMED = "there, but not named in the table"
+UNBOXED = "without a box"
+UNLISTED = "not in the list of images to take"
+EXCLUDED = "in the list of images to leave out"
+OTHER_LABEL = "of other labels"
+OVER_LIMIT = "over the number per label"
+
+_COLUMN = re.compile(r"\{([^{}]+)\}")
+
+logger = logging.getLogger(__name__)
+
+
+class DescribedSource:
+    """Rows of a table in a folder, read as a layout says.
+
+    folder: the dataset's, a path in `fs`. Which images are there is known from a listing, so that a
+    file that comes, changes or goes is seen, and no image that is not there is ever asked for.
+    """
+
+    def __init__(self, url: str, fs: Any, folder: str, layout: TableLayout) -> None:
+        self.url = url
+        self.fs = fs
+        self.folder = folder
+        self.layout = layout
+        self.left_out: Counter[str] = Counter()
+
+    @property
+    def digest(self) -> str:
+        """Of all rows and the images they name."""
+        return self._listing.digest
+
+    def images(self) -> Iterator[FoundImage]:
+        """Every image as the table names it, more than `per_label` too, without listing any."""
+        return (image for _, image in self._named(SoughtFiles(self.fs, self._image_folders)))
+
+    def plan(self, known: Sequence[KnownShard], shard_rows: int) -> IndexPlan:
+        """As of the listing whose digest was asked for, if it was."""
+        plan = plan_rows(self._listing, known, shard_rows)
+        return IndexPlan(plan.keep, plan.new, plan.images, dict(self.left_out))
+
+    @cached_property
+    def _listing(self) -> Listing:
+        self.left_out.clear()
+        with explained(self.url):
+            files = ListedFiles(self.fs, self._image_folders)
+            named: Iterable[Named] = self._named(files)
+            if self.layout.per_label is not None:
+                named = self._limited(named, self.layout.per_label)
+            listing = Listing(named)
+        for reason, count in self.left_out.items():
+            logger.info("dataset %s: %d images are left out: %s", self.url, count, reason)
+        if listing.repeated:
+            logger.warning(
+                "dataset %s: %d rows are there more than once and count once",
+                self.url,
+                listing.repeated,
+            )
+        return listing
+
+    def _named(self, files: ImageFiles) -> Iterator[Named]:
+        """Each image under each of its labels with the name that the table has for it."""
+        layout = self.layout
+        names = self._label_names(layout.names) if layout.names else None
+        boxes = self._boxes(layout.boxes) if layout.boxes else {}
+        listed = self._names_in(layout.listed_in, needed=True)
+        excluded = self._names_in(layout.excluded_in, needed=False)
+
+        def left_out(name: str, labels: Sequence[str], fault: str | None) -> str | None:
+            if listed is not None and name not in listed:
+                return UNLISTED
+            if excluded is not None and name in excluded:
+                return EXCLUDED
+            if layout.labels and fault is None and not set(labels) & set(layout.labels):
+                return OTHER_LABEL
+            return UNBOXED if layout.boxes and layout.boxes.only and name not in boxes else None
+
+        places = list(layout.each.values())
+        table = self._file(layout.table)
+        found = bytearray()
+        for number, row in enumerate(rows(table, layout.table)):
+            labels, fault = self._labels(row, names)
+            for values in product(*places):
+                record = {**row, **dict(zip(layout.each, values, strict=True))}
+                name = _filled(layout.image_file, record)
+                if name is None:
+                    place = f"{table}#row={number}"
+                    yield place, FoundImage.faulty(place, "", "its row names no file")
+                    continue
+                if reason := left_out(name, labels, fault):
+                    self.left_out[reason] += 1
+                elif there := files.find(name):
+                    found += _name_hash(name)
+                    yield from self._found(name, there, row, labels, fault, boxes.get(name, {}))
+                elif layout.missing == "leave out":
+                    self.left_out[NOT_THERE] += 1
+                else:
+                    place = self._address(f"{self._image_folders[0]}/{name}")
+                    label = labels[0] if labels else ""
+                    yield name, FoundImage.faulty(place, label, "there is no such image")
+        if isinstance(files, ListedFiles) and not self.left_out.keys() - {NOT_THERE}:
+            named = len(np.unique(np.frombuffer(bytes(found), f"S{HASH_BYTES}")))
+            if unnamed := files.count - named:
+                self.left_out[UNNAMED] = unnamed
+
+    def _found(
+        self,
+        name: str,
+        there: tuple[str, str],
+        row: Record,
+        labels: Sequence[str],
+        fault: str | None,
+        boxes: Mapping[str, Sequence[Box]],
+    ) -> Iterator[Named]:
+        """An image under each of its labels; under none, with a fault, if it has no label."""
+        path, mark = there
+        uri = self._address(path)
+        if fault is not None:
+            yield name, FoundImage.faulty(uri, "", fault)
+            return
+        detail = _text(row.get(self.layout.detail)) if self.layout.detail else ""
+        wanted = set(self.layout.labels)
+        for label in dict.fromkeys([*labels, *boxes]):
+            if not wanted or label in wanted:
+                own = tuple(boxes.get(label, ()))
+                yield name, FoundImage(uri, label, mark, detail=detail or None, boxes=own)
+
+    def _limited(self, named: Iterable[Named], limit: int) -> Iterator[Named]:
+        """At most `limit` images of each label: those whose names have the least hashes."""
+        heaps: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        chosen: dict[tuple[str, str], FoundImage] = {}
+        for name, image in named:
+            heap, key = heaps[image.label], (image.label, name)
+            if image.fault is not None:
+                yield name, image
+                continue
+            if key in chosen:  # a repeated row takes no place
+                continue
+            chosen[key] = image
+            heapq.heappush(heap, (-int.from_bytes(_name_hash(name)), name))
+            if len(heap) > limit:
+                _, last = heapq.heappop(heap)
+                del chosen[image.label, last]
+                self.left_out[OVER_LIMIT] += 1
+        yield from ((name, image) for (_, name), image in chosen.items())
+
+    def _labels(
+        self, row: Record, names: Mapping[str, str] | None
+    ) -> tuple[Sequence[str], str | None]:
+        """The labels of a row, and why they cannot be told if they cannot."""
+        layout = self.layout
+        text = _text(row.get(layout.label))
+        parts = text.split(layout.separator) if layout.separator else [text]
+        labels = [label for part in parts if (label := part.strip())]
+        if not labels:
+            return (), "it has no label"
+        if names is not None:
+            if unknown := [label for label in labels if label not in names]:
+                return (
+                    (),
+                    f"its label {unknown[0][:80]!r} has no name in {_file_name(layout.names)}",
+                )
+            labels = [names[label] for label in labels]
+        if (skipped := layout.label_path) is not None:
+            labels = ["_".join(label.strip("/").split("/")[skipped:]) for label in labels]
+        if layout.round_down is not None:
+            try:
+                numbers = [math.floor(float(label) / layout.round_down) for label in labels]
+            except (ValueError, OverflowError):
+                return (), f"its {layout.label} {text[:80]!r} is no number"
+            labels = [str(number * layout.round_down) for number in numbers]
+        return labels, None
+
+    def _label_names(self, table: NameTable) -> Mapping[str, str]:
+        """What labels are called, by what stands for them."""
+        return {
+            _text(row.get(table.code)): _text(row.get(table.name))
+            for row in rows(self._file(table), table)
+        }
+
+    def _boxes(self, table: BoxTable) -> Boxes:
+        """All boxes: experts draw few enough to hold them."""
+        boxes: dict[str, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
+        file = self._file(table)
+        for number, row in enumerate(rows(file, table), start=1):
+            image, label = _text(row.get(table.image)), _text(row.get(table.label))
+            try:
+                left, top, width, height = (float(row[column]) for column in table.box)
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(
+                    f"{file}: box {number} should have the numbers {', '.join(table.box)}, but has "
+                    f"{', '.join(str(row.get(column)) for column in table.box)}"
+                ) from error
+            boxes[image][table.rename.get(label, label)].append((left, top, width, height))
+        return boxes
+
+    def _names_in(self, file: str | None, needed: bool) -> _Names | None:
+        if file is None:
+            return None
+        try:
+            place = self._matching(file)
+        except InputError:
+            if needed:
+                raise
+            return None
+        return _Names(listed_names(place))
+
+    def _file(self, table: Table) -> str:
+        """The address of a table's file."""
+        return self._matching(table.file)
+
+    def _matching(self, pattern: str) -> str:
+        path = _joined(self.folder, pattern)
+        with explained(self.url):
+            found = sorted(self.fs.glob(path)) if has_magic(pattern) else [path]
+            if not found or not self.fs.exists(found[-1]):
+                raise InputError(
+                    f"dataset {self.url}: there is no file {pattern}, which its recipe reads; put "
+                    "it there, or give the folder that it is in"
+                )
+        return self._address(found[-1])
+
+    @cached_property
+    def _image_folders(self) -> Sequence[str]:
+        """The folders with images that are there; the first that could be if none is."""
+        folders = []
+        for pattern in self.layout.folders:
+            path = _joined(self.folder, pattern)
+            with explained(self.url):
+                folders += sorted(self.fs.glob(path)) if has_magic(pattern) else [path]
+        there = [folder for folder in folders if self.fs.isdir(folder)]
+        return there or [_joined(self.folder, self.layout.folders[0])]
+
+    def _address(self, path: str) -> str:
+        return path if isinstance(self.fs, LocalFileSystem) else str(self.fs.unstrip_protocol(path))
+
+
+class _Names:
+    """A set of names, by 16 bytes each."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        hashes = b"".join(_name_hash(name) for name in names)
+        self._hashes: Hashes = np.unique(np.frombuffer(hashes, f"S{HASH_BYTES}"))
+
+    def __contains__(self, name: str) -> bool:
+        wanted = np.frombuffer(_name_hash(name), f"S{HASH_BYTES}")
+        place = int(np.searchsorted(self._hashes, wanted)[0])
+        return place < len(self._hashes) and bool(self._hashes[place] == wanted[0])
+
+
+def _name_hash(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(errors="replace"), digest_size=HASH_BYTES).digest()
+
+
+def _filled(pattern: str, row: Record) -> str | None:
+    """The pattern with the row's values for its columns; None if a value is missing.
+
+    Of columns joined by "|" the first that the row has; the name is below its folder whatever the
+    row says.
+    """
+    missing = False
+
+    def value(match: re.Match[str]) -> str:
+        nonlocal missing
+        text = next((text for name in match[1].split("|") if (text := _text(row.get(name)))), "")
+        missing = missing or not text
+        return text
+
+    name = _COLUMN.sub(value, pattern).lstrip("/")
+    return None if missing or ".." in name.split("/") else name
+
+
+def _text(value: object) -> str:
+    """A value of a table as text, "" for nothing; whole numbers without a point."""
+    if value is None:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return str(value).strip()
+
+
+def _file_name(table: Table | None) -> str:
+    return table.file if table else ""
+
+
+def _joined(folder: str, inner: str) -> str:
+    return f"{folder}/{inner}" if inner else folder

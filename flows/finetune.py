@@ -1,0 +1,134 @@
+"""Finetune a model by itself, to mine with it elsewhere or to look at it; or say what it will cost.
+
+`mine` finetunes too: on a root where this has been done it takes the model that is there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact
+
+from diffmining_core.errors import InputError
+from diffmining_core.finetuning.options import FinetuneOptions, FinetuneRunning
+from diffmining_core.models.files import find_model, model_geometry
+from diffmining_core.recipes import MINED, TRAIN
+from diffmining_core.store.ledger import file_url, finished
+from diffmining_core.store.roots import open_root
+from diffmining_core.store.runs import plan_stage
+from flows.checks import check_inputs
+from flows.index import index_split
+from flows.parameters import FinetuneParameters
+from tasks.finetune import finetune as finetune_task
+from tasks.finetune import finetune_unit
+from tasks.index import index
+from tasks.models import base_model, choose_device
+from tasks.units import Done
+
+
+@flow(name="finetune", flow_run_name="finetune {parameters.dataset}", log_prints=True)
+def finetune(parameters: FinetuneParameters) -> dict[str, Any]:
+    """Index what is trained on, train, and say where the model lies."""
+    check(parameters)
+    root = parameters.root
+    _, dataset = index_split(parameters, trained_split(parameters))
+    base = base_model(parameters.start_source())
+    options = parameters.finetune_options(image_size(parameters))
+    unit = finetune_unit(dataset, base, options)
+    plan_stage(open_root(root), unit.stage, [unit.key])
+    device, running = choose_device(parameters.device), parameters.finetune_running()
+    done = finetune_task(root, dataset, base, options, running, device)
+    summary = finetuned(parameters, done)
+    create_markdown_artifact(markdown(summary), key="finetune", description=summary["model"])
+    get_run_logger().info("The finetuned model is %s", summary["model"])
+    return summary
+
+
+def check(parameters: FinetuneParameters) -> None:
+    """InputError for what cannot be finetuned; else the root is claimed."""
+    if parameters.settings().finetune_steps == 0:
+        raise InputError(
+            "finetune_steps should be 1 or more, but is 0, with which there is nothing to train."
+        )
+    check_inputs(parameters)
+
+
+def finetuned(parameters: FinetuneParameters, done: Done) -> dict[str, Any]:
+    """What a published finetuning is and how it went."""
+    root = open_root(parameters.root)
+    manifest = finished(root, done.stage, done.key)
+    model = file_url(root, manifest, "model/model_index.json").removesuffix("/model_index.json")
+    wanted = ("best_step", "held_out_loss", "rising_since", "precision", "images_per_second")
+    return {
+        "model": model,
+        "key": done.key,
+        "computed": done.computed,
+        "images": manifest.counts["images"],
+        "labels": len(manifest.facts["labels"]),
+        "seconds": manifest.seconds,
+        **{name: manifest.facts[name] for name in wanted},
+    }
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """The summary as a table for the Prefect UI."""
+    return "| | |\n|---|---|\n" + "\n".join(
+        f"| {name.replace('_', ' ')} | {value} |" for name, value in summary.items()
+    )
+
+
+def dry_run(parameters: FinetuneParameters) -> str:
+    """A table of what a finetuning would take; indexes the images, trains nothing."""
+    from diffmining_core.finetuning.estimate import estimate
+
+    check(parameters)
+    # Not as a task: nobody should wait for a server to be told what a run would cost.
+    _, dataset = index_split(parameters, trained_split(parameters), index.fn)
+    files = find_model(parameters.start_source())
+    options = FinetuneOptions.from_options(parameters.finetune_options(image_size(parameters)))
+    running = FinetuneRunning(**parameters.finetune_running())
+    configs = {name: files.config(name) for name in ("unet", "vae", "text_encoder")}
+    images = sum(shard.images for shard in dataset)
+    device = choose_device(parameters.device).name
+    cost = estimate(configs, images, options, running, device)
+    how = (
+        f"measured in two steps on this {device}"
+        if cost.measured
+        else "assumed: an H200 that reaches 40 % of its 790 TFLOP/s; this device was not tried"
+    )
+    rows = [
+        ("images", f"{images:,}"),
+        ("steps", f"{options.steps:,} of {options.batch_size} images at {options.side} px"),
+        ("epochs", f"{cost.epochs:.3g}"),
+        ("processes", str(running.processes)),
+        ("arithmetic", f"{cost.step_flops / 1e12:.3g} TFLOP a step"),
+        *((f"memory: {name}", size_text(size)) for name, size in cost.memory.items()),
+        ("memory of each device", f"about {size_text(sum(cost.memory.values()))} (estimated)"),
+        ("time", f"about {time_text(cost.seconds)} ({how})"),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+
+
+def trained_split(parameters: FinetuneParameters) -> str:
+    """The split that is trained on; where the same images are mined, the shards are the same."""
+    return TRAIN if parameters.chosen_recipe().trains_on_others else MINED
+
+
+def image_size(parameters: FinetuneParameters) -> int:
+    """Shorter side of the images in pixels: the user's, the recipe's or the model's own."""
+    size = parameters.settings().size
+    return size or model_geometry(find_model(parameters.model_source())).size
+
+
+def size_text(size: float) -> str:
+    """Bytes for a person."""
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds for a person."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,122 @@
+"""Studies: what decides how well mining does, measured on data whose answer is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from diffmining_core.errors import InputError
+from diffmining_core.models.files import find_model, model_geometry
+from diffmining_core.recipes import MINED
+from diffmining_core.store.roots import open_root
+from diffmining_core.store.runs import plan_stage
+from flows.checks import check_inputs
+from flows.index import index_split
+from flows.mine import RunLedger, choose, measure, pick_patches
+from flows.parameters import StudyParameters
+from tasks.evaluation import truth_digest, truth_file
+from tasks.finetune import finetune, finetune_unit, snapshot_model
+from tasks.index import Shard
+from tasks.models import ModelReference, base_model, choose_device
+from tasks.report import publish_page
+from tasks.study import Mined, Truth, mask_truth, study, study_numbers, study_unit
+
+
+@flow(name="study finetuning", flow_run_name="study {parameters.dataset}", log_prints=True)
+def study_finetuning(parameters: StudyParameters) -> dict[str, Any]:
+    """Finetune once, keep the models of some steps, mine with each, measure each.
+
+    Returns the numbers of the page `study.html` at the root.
+    """
+    check(parameters)
+    truth = known_answer(parameters)
+    root, run = parameters.root, RunLedger()
+    with run.stage("index"):
+        units, dataset = index_split(parameters, MINED)
+        run.add(units)
+        geometry = model_geometry(find_model(parameters.model_source()))
+        size = parameters.settings().size or geometry.size
+    with run.stage("finetune"):
+        models = snapshot_models(parameters, dataset, size, run)
+    if parameters.shards >= 0:
+        dataset = dataset[: parameters.shards]
+    sides = {f"typicality at {step}": (dataset, model) for step, model in models.items()}
+    keys = measure(parameters, sides, size, run)
+    with run.stage("patches"):
+        options = parameters.patch_options(size, geometry.cell)
+        picked = pick_patches(
+            parameters, [key for of_model in keys for key in of_model], options, run
+        )
+    with run.stage("selection"):
+        chosen_from = [(dataset, [picked[key] for key in of_model]) for of_model in keys]
+        selections = choose(parameters, chosen_from, run)
+    mined = [
+        Mined(step, tuple(of_model), selection)
+        for step, of_model, selection in zip(models, keys, selections, strict=True)
+    ]
+    with run.stage("study"):
+        facts = study_facts(parameters, dataset, truth)
+        unit = study_unit(truth, mined, facts)
+        plan_stage(open_root(root), unit.stage, [unit.key])
+        title = (
+            f"What finetuning does to mining {parameters.dataset.rstrip('/*').rpartition('/')[2]}"
+        )
+        (done,) = run.add([study(root, title, truth, dataset, mined, size, geometry.cell, facts)])
+        page = publish_page(root, done.key, unit.stage, "study.html")
+    return {**study_numbers(root, done.key), **run.summary(), "page": page}
+
+
+def check(parameters: StudyParameters) -> None:
+    """Refuse what cannot be studied; else claim the root."""
+    parameters.snapshots()
+    known_answer(parameters)
+    check_inputs(parameters)
+
+
+def known_answer(parameters: StudyParameters) -> Truth:
+    """The truth to measure against; InputError if the dataset has none."""
+    if parameters.masks is not None:
+        return mask_truth(parameters.masks)
+    if url := truth_file(parameters.dataset):
+        return Truth("planted", url, truth_digest(url))
+    raise InputError(
+        f"dataset {parameters.dataset} should have a known answer to study it, but has no "
+        "truth.parquet; give --masks, a folder with LABEL/STEM.png for each image LABEL/STEM.jpg."
+    )
+
+
+def snapshot_models(
+    parameters: StudyParameters, dataset: list[Shard], size: int, run: RunLedger
+) -> dict[int, ModelReference]:
+    """The model before finetuning (0) and after each step that is looked at."""
+    root, start = parameters.root, base_model(parameters.start_source())
+    steps = parameters.snapshots()
+    options = parameters.finetune_options(size) | {"snapshots": steps}
+    unit = finetune_unit(dataset, start, options)
+    plan_stage(open_root(root), unit.stage, [unit.key])
+    device, running = choose_device(parameters.device), parameters.finetune_running()
+    (done,) = run.add([finetune(root, dataset, start, options, running, device)])
+    base = base_model(parameters.model_source())
+    return {0: base} | {step: snapshot_model(root, start, done.key, step) for step in steps}
+
+
+def study_facts(parameters: StudyParameters, dataset: list[Shard], truth: Truth) -> dict[str, Any]:
+    """How the study was made, for the page's readers."""
+    settings = parameters.settings()
+    return {
+        "dataset": {
+            "folder": parameters.dataset,
+            "images": sum(shard.images for shard in dataset),
+            "known answer": truth.url,
+        },
+        "model": {
+            "base": parameters.model,
+            "finetuning steps": settings.finetune_steps,
+            "images a step": settings.finetune_batch,
+            "learning rate": f"{parameters.learning_rate:g}, {parameters.schedule}",
+            "prompt": settings.prompts.conditioned,
+        },
+        "typicality": {"draws": parameters.draws, "seed": parameters.seed},
+        "patches": {"per image": parameters.patches_per_image, "per label": parameters.top},
+    }

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from diffmining_core.errors import InputError
+from diffmining_core.models.files import model_digest
+from flows.finetune import dry_run, finetune
+from flows.parameters import FinetuneParameters, MineParameters
+
+
+@pytest.fixture
+def small(parameters: Callable[..., MineParameters], tmp_path: Path) -> FinetuneParameters:
+    given = parameters(tmp_path / "root").model_dump(exclude_unset=True)
+    fields = FinetuneParameters.model_fields
+    return FinetuneParameters(**{name: value for name, value in given.items() if name in fields})
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_the_flow_leaves_a_model_where_it_says(small: FinetuneParameters) -> None:
+    summary = finetune(small)
+    assert len(model_digest(Path(summary["model"]))) == 64
+    assert (summary["images"], summary["labels"], summary["computed"]) == (16, 4, True)
+    again = finetune(small)
+    assert again["model"] == summary["model"] and not again["computed"]
+
+
+def test_a_dry_run_says_what_it_would_cost_and_trains_nothing(small: FinetuneParameters) -> None:
+    table = dry_run(small)
+    assert re.search(r"images +16\n", table)
+    assert re.search(r"steps +6 of 2 images at 64 px", table)
+    assert re.search(r"epochs +0\.75", table)
+    assert re.search(r"memory of each device +about \d+ MB \(estimated\)", table)
+    assert re.search(r"time +about \d+ s \(measured in two steps on this cpu\)", table)
+    assert not (Path(small.root) / "finetune").exists()
+
+
+def test_no_steps_are_refused(small: FinetuneParameters) -> None:
+    with pytest.raises(InputError, match="finetune_steps should be 1 or more"):
+        dry_run(small.model_copy(update={"finetune_steps": 0}))
