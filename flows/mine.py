@@ -162,10 +162,11 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
         (done,) = run.add([signs(root, results, cell)])
         seen = done.key
     with run.stage("report"):
+        title = f"What is typical in {dataset_name(parameters)}"
         facts = page_facts(parameters, results, patch_options["size"], notes)
         unit = report_unit(results, facts, truth, seen)
         plan_stage(open_root(root), unit.stage, [unit.key])
-        (done,) = run.add([report(root, page_title(parameters), results, facts, truth, seen)])
+        (done,) = run.add([report(root, title, results, facts, truth, seen)])
         page = publish_page(root, done.key)
 
     summary = {
@@ -392,10 +393,9 @@ def planned_there(root: str, stage: str, keys: Iterable[str]) -> set[str]:
     return published(opened, stage)
 
 
-def page_title(parameters: MineParameters) -> str:
-    """The page's heading: the dataset's own name, without the pattern that stands for splits."""
-    name = parameters.dataset.rstrip("/*").rpartition("/")[2]
-    return f"What is typical in {name.replace('_', ' ')}"
+def dataset_name(parameters: MineParameters) -> str:
+    """What a heading calls the dataset: its folder, without the pattern that stands for splits."""
+    return parameters.dataset.rstrip("/*").rpartition("/")[2].replace("_", " ")
 
 
 def page_facts(

@@ -13,7 +13,7 @@ from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
 from flows.checks import check_inputs
 from flows.index import index_split
-from flows.mine import RunLedger, choose, measure, pick_patches
+from flows.mine import RunLedger, choose, dataset_name, measure, pick_patches
 from flows.parameters import StudyParameters
 from tasks.evaluation import truth_digest, truth_file
 from tasks.finetune import finetune, finetune_unit, snapshot_model
@@ -59,9 +59,7 @@ def study_finetuning(parameters: StudyParameters) -> dict[str, Any]:
         facts = study_facts(parameters, dataset, truth)
         unit = study_unit(truth, mined, facts)
         plan_stage(open_root(root), unit.stage, [unit.key])
-        title = (
-            f"What finetuning does to mining {parameters.dataset.rstrip('/*').rpartition('/')[2]}"
-        )
+        title = f"What finetuning does to mining {dataset_name(parameters)}"
         (done,) = run.add([study(root, title, truth, dataset, mined, size, geometry.cell, facts)])
         page = publish_page(root, done.key, unit.stage, "study.html")
     return {**study_numbers(root, done.key), **run.summary(), "page": page}

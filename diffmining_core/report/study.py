@@ -13,7 +13,7 @@ from diffmining_core.report import figures
 from diffmining_core.report.charts import LineChart, line_chart
 from diffmining_core.report.figures import Tile
 from diffmining_core.report.page import STATIC, environment, fact_groups
-from diffmining_core.report.source import label_slugs
+from diffmining_core.report.source import KINDS, label_slugs
 
 OVERVIEW_LABELS, OVERVIEW_TILES = 3, 5
 
@@ -69,6 +69,7 @@ def render_study(study: Study, prefix: str) -> str:
             points=study.points,
             precision=_chart(study, "average precision"),
             hits=_chart(study, "hits"),
+            kinds=_kinds(study),
             labels=sorted(study.points[0].precision_by_label),
             pictures=[(label, f"figures/{slugs[label]}.png") for label in study.tiles],
             facts=fact_groups(study.facts),
@@ -76,11 +77,14 @@ def render_study(study: Study, prefix: str) -> str:
     )
 
 
+def _kinds(study: Study) -> list[str]:
+    return [kind for kind in KINDS if kind in study.points[0].hits]
+
+
 def _chart(study: Study, what: str) -> LineChart:
     steps = [point.step for point in study.points]
     if what == "hits":
-        kinds = [kind for kind in ("highest", "random", "lowest") if kind in study.points[0].hits]
-        lines = {kind: [point.hits[kind] for point in study.points] for kind in kinds}
+        lines = {kind: [point.hits[kind] for point in study.points] for kind in _kinds(study)}
     else:
         lines = {
             "typicality": [point.average_precision for point in study.points],
