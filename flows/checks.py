@@ -32,7 +32,9 @@ def check_inputs(parameters: FinetuneParameters) -> None:
 
 def check_dataset(parameters: IndexParameters) -> None:
     """Refuse a dataset or root that cannot be used; else claim the root."""
-    check_source(parameters.dataset, parameters.chosen_recipe().layout(MINED))
+    recipe = parameters.chosen_recipe()
+    for split in (MINED, TRAIN) if recipe.trains_on_others else (MINED,):
+        check_source(parameters.dataset, recipe.layout(split))
     claim_root(parameters)
 
 

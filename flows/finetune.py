@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -12,7 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from diffmining_core.errors import InputError
 from diffmining_core.finetuning.options import FinetuneOptions, FinetuneRunning
-from diffmining_core.models.files import find_model, model_geometry
+from diffmining_core.models.files import Geometry, find_model, model_geometry
 from diffmining_core.recipes import MINED, TRAIN
 from diffmining_core.store.ledger import file_url, finished
 from diffmining_core.store.roots import open_root
@@ -22,8 +24,8 @@ from flows.index import index_split
 from flows.parameters import FinetuneParameters
 from tasks.finetune import finetune as finetune_task
 from tasks.finetune import finetune_unit
-from tasks.index import index
-from tasks.models import base_model, choose_device
+from tasks.index import Shard, index
+from tasks.models import ModelReference, base_model, choose_device
 from tasks.units import Done
 
 
@@ -31,14 +33,9 @@ from tasks.units import Done
 def finetune(parameters: FinetuneParameters) -> dict[str, Any]:
     """Index what is trained on, train, and say where the model lies."""
     check(parameters)
-    root = parameters.root
     _, dataset = index_split(parameters, trained_split(parameters))
-    base = base_model(parameters.start_source())
-    options = parameters.finetune_options(image_size(parameters))
-    unit = finetune_unit(dataset, base, options)
-    plan_stage(open_root(root), unit.stage, [unit.key])
-    device, running = choose_device(parameters.device), parameters.finetune_running()
-    done = finetune_task(root, dataset, base, options, running, device)
+    options = parameters.finetune_options(image_geometry(parameters).size)
+    done = train(parameters, dataset, base_model(parameters.start_source()), options)
     summary = finetuned(parameters, done)
     create_markdown_artifact(markdown(summary), key="finetune", description=summary["model"])
     get_run_logger().info("The finetuned model is %s", summary["model"])
@@ -86,7 +83,9 @@ def dry_run(parameters: FinetuneParameters) -> str:
     # Not as a task: nobody should wait for a server to be told what a run would cost.
     _, dataset = index_split(parameters, trained_split(parameters), index.fn)
     files = find_model(parameters.start_source())
-    options = FinetuneOptions.from_options(parameters.finetune_options(image_size(parameters)))
+    options = FinetuneOptions.from_options(
+        parameters.finetune_options(image_geometry(parameters).size)
+    )
     running = FinetuneRunning(**parameters.finetune_running())
     configs = {name: files.config(name) for name in ("unet", "vae", "text_encoder")}
     images = sum(shard.images for shard in dataset)
@@ -116,10 +115,23 @@ def trained_split(parameters: FinetuneParameters) -> str:
     return TRAIN if parameters.chosen_recipe().trains_on_others else MINED
 
 
-def image_size(parameters: FinetuneParameters) -> int:
-    """Shorter side of the images in pixels: the user's, the recipe's or the model's own."""
-    size = parameters.settings().size
-    return size or model_geometry(find_model(parameters.model_source())).size
+def train(
+    parameters: FinetuneParameters,
+    dataset: Sequence[Shard],
+    start: ModelReference,
+    options: dict[str, Any],
+) -> Done:
+    """Train on these shards from a model on, unless that has been done."""
+    unit = finetune_unit(dataset, start, options)
+    plan_stage(open_root(parameters.root), unit.stage, [unit.key])
+    device, running = choose_device(parameters.device), parameters.finetune_running()
+    return finetune_task(parameters.root, dataset, start, options, running, device)
+
+
+def image_geometry(parameters: FinetuneParameters) -> Geometry:
+    """The model's, with the shorter side of the images that the user or the recipe says."""
+    geometry = model_geometry(find_model(parameters.model_source()))
+    return replace(geometry, size=parameters.settings().size or geometry.size)
 
 
 def size_text(size: float) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 from prefect import flow
 
-from diffmining_core.images.sources import check_source
 from diffmining_core.recipes import MINED, TRAIN
 from diffmining_core.store.ledger import finished
 from diffmining_core.store.roots import open_root
@@ -27,7 +26,6 @@ def index_dataset(parameters: IndexParameters) -> dict[str, Any]:
     recipe = parameters.chosen_recipe()
     if not recipe.trains_on_others:
         return split_numbers(parameters, MINED)
-    check_source(parameters.dataset, recipe.layout(TRAIN))
     return {**split_numbers(parameters, MINED), TRAIN: split_numbers(parameters, TRAIN)}
 
 

@@ -15,7 +15,6 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 
 from diffmining_core.images.shards import check_labels
-from diffmining_core.models.files import find_model, model_geometry
 from diffmining_core.recipes import MINED, TRAIN
 from diffmining_core.signs import Sign
 from diffmining_core.store.ledger import CorruptFileError, Manifest, is_intact, published, retract
@@ -23,6 +22,7 @@ from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
 from flows.checks import check_inputs
 from flows.fan_out import run_missing
+from flows.finetune import image_geometry, train
 from flows.index import index_split
 from flows.parameters import MineParameters
 from tasks.clusters import clusters, clusters_unit, lowered_k
@@ -35,8 +35,6 @@ from tasks.evaluation import (
 )
 from tasks.features import features, features_unit
 from tasks.finetune import (
-    finetune,
-    finetune_unit,
     finetuned_before,
     finetuned_model,
     shards_trained_on,
@@ -101,8 +99,8 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
             units, trained = index_split(parameters, TRAIN)
             run.add(units)
         base = base_model(parameters.model_source())
-        geometry = model_geometry(find_model(parameters.model_source()))
-        size, cell = settings.size or geometry.size, geometry.cell
+        geometry = image_geometry(parameters)
+        size, cell = geometry.size, geometry.cell
 
     with run.stage("finetune"):
         model, notes = finetune_model(parameters, trained, size, run)
@@ -255,11 +253,7 @@ def finetune_model(
     kept = finetuned_before(root, trained, start, options)
     current = {shard.content_id for shard in trained}
     if kept is None or (parameters.retrain and set(kept.inputs[1:]) != current):
-        unit = finetune_unit(trained, start, options)
-        plan_stage(open_root(root), unit.stage, [unit.key])
-        device = choose_device(parameters.device)
-        running = parameters.finetune_running()
-        (done,) = run.add([finetune(root, trained, start, options, running, device)])
+        (done,) = run.add([train(parameters, trained, start, options)])
         return finetuned_model(root, start, done.key), []
     plan_stage(open_root(root), kept.stage, [kept.key])
     return finetuned_model(root, start, kept.key), notes_on_kept(kept, trained)

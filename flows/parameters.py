@@ -215,15 +215,15 @@ class FinetuneParameters(IndexParameters):
 
     def settings(self) -> Settings:
         """The recipe's values where nothing is set here; InputError for an unknown recipe."""
-        recipe = self.chosen_recipe()
+        recipe, official = self.chosen_recipe(), self.prompts == "official"
         steps = _first(self.finetune_steps, recipe.finetune_steps, FINETUNE_STEPS)
         text_encoder = self.text_encoder
         if text_encoder is None and steps:
             text_encoder = recipe.text_encoder
         return Settings(
             recipe=recipe,
-            prompts=self._said(recipe.official_typicality),
-            training_prompts=self._said(recipe.official_training),
+            prompts=self._said(recipe.official_typicality if official else recipe.prompts),
+            training_prompts=self._said(recipe.official_training if official else recipe.prompts),
             size=_first(self.size, recipe.size),
             null_share=_first(self.null_share, recipe.null_share),
             t_range=recipe.t_range,
@@ -233,8 +233,7 @@ class FinetuneParameters(IndexParameters):
             finetune_batch=_first(self.finetune_batch, recipe.finetune_batch, FINETUNE_BATCH),
         )
 
-    def _said(self, official: PromptTemplate) -> PromptTemplate:
-        pair = official if self.prompts == "official" else self.chosen_recipe().prompts
+    def _said(self, pair: PromptTemplate) -> PromptTemplate:
         if self.prompt is not None:
             pair = replace(pair, conditioned=self.prompt)
         return pair if self.null_prompt is None else replace(pair, null=self.null_prompt)

@@ -7,20 +7,21 @@ from typing import Any
 from prefect import flow
 
 from diffmining_core.errors import InputError
-from diffmining_core.models.files import find_model, model_geometry
+from diffmining_core.evaluation.masks import MaskFolder
 from diffmining_core.recipes import MINED
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
 from flows.checks import check_inputs
+from flows.finetune import image_geometry, train
 from flows.index import index_split
 from flows.mine import RunLedger, choose, dataset_name, measure, pick_patches
 from flows.parameters import StudyParameters
-from tasks.evaluation import truth_digest, truth_file
-from tasks.finetune import finetune, finetune_unit, snapshot_model
+from tasks.evaluation import truth_file
+from tasks.finetune import snapshot_model
 from tasks.index import Shard
-from tasks.models import ModelReference, base_model, choose_device
+from tasks.models import ModelReference, base_model
 from tasks.report import publish_page
-from tasks.study import Mined, Truth, mask_truth, study, study_numbers, study_unit
+from tasks.study import Mined, Truth, read_truth, study, study_numbers, study_unit
 
 
 @flow(name="study finetuning", flow_run_name="study {parameters.dataset}", log_prints=True)
@@ -30,13 +31,13 @@ def study_finetuning(parameters: StudyParameters) -> dict[str, Any]:
     Returns the numbers of the page `study.html` at the root.
     """
     check(parameters)
-    truth = known_answer(parameters)
+    truth = read_truth(*known_answer(parameters))
     root, run = parameters.root, RunLedger()
     with run.stage("index"):
         units, dataset = index_split(parameters, MINED)
         run.add(units)
-        geometry = model_geometry(find_model(parameters.model_source()))
-        size = parameters.settings().size or geometry.size
+        geometry = image_geometry(parameters)
+        size = geometry.size
     with run.stage("finetune"):
         models = snapshot_models(parameters, dataset, size, run)
     if parameters.shards >= 0:
@@ -72,12 +73,13 @@ def check(parameters: StudyParameters) -> None:
     check_inputs(parameters)
 
 
-def known_answer(parameters: StudyParameters) -> Truth:
-    """The truth to measure against; InputError if the dataset has none."""
+def known_answer(parameters: StudyParameters) -> tuple[str, str]:
+    """Kind and address of the truth to measure against; InputError if the dataset has none."""
     if parameters.masks is not None:
-        return mask_truth(parameters.masks)
+        MaskFolder(parameters.masks).check()
+        return "masks", parameters.masks
     if url := truth_file(parameters.dataset):
-        return Truth("planted", url, truth_digest(url))
+        return "planted", url
     raise InputError(
         f"dataset {parameters.dataset} should have a known answer to study it, but has no "
         "truth.parquet; give --masks, a folder with LABEL/STEM.png for each image LABEL/STEM.jpg."
@@ -91,10 +93,7 @@ def snapshot_models(
     root, start = parameters.root, base_model(parameters.start_source())
     steps = parameters.snapshots()
     options = parameters.finetune_options(size) | {"snapshots": steps}
-    unit = finetune_unit(dataset, start, options)
-    plan_stage(open_root(root), unit.stage, [unit.key])
-    device, running = choose_device(parameters.device), parameters.finetune_running()
-    (done,) = run.add([finetune(root, dataset, start, options, running, device)])
+    (done,) = run.add([train(parameters, dataset, start, options)])
     base = base_model(parameters.model_source())
     return {0: base} | {step: snapshot_model(root, start, done.key, step) for step in steps}
 

@@ -28,6 +28,7 @@ from diffmining_core.store.maps import RaggedMaps, read_maps
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks import typicality
+from tasks.evaluation import truth_digest
 from tasks.index import Shard, good_images
 from tasks.report import PLACE, ROOT_PAGE
 from tasks.selection import selected
@@ -60,9 +61,9 @@ class Mined:
     selection: str
 
 
-def mask_truth(url: str) -> Truth:
-    """The truth in a folder of masks; InputError if it has none."""
-    return Truth("masks", url, MaskFolder(url).digest)
+def read_truth(kind: str, url: str) -> Truth:
+    """The truth of a kind, all of it read for its digest."""
+    return Truth(kind, url, MaskFolder(url).digest if kind == "masks" else truth_digest(url))
 
 
 def study_unit(truth: Truth, mined: Sequence[Mined], facts: Mapping[str, Any]) -> Unit:

@@ -56,6 +56,10 @@ class MaskFolder:
             )
         return found
 
+    def check(self) -> None:
+        """InputError unless there is a mask; none is read."""
+        _ = self.files
+
     @property
     def digest(self) -> str:
         """Sha256 hex over the names and bytes of the masks."""
