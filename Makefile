@@ -5,18 +5,23 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 INSTALLED_DEV = $(VENV)/.installed-dev
 
-.PHONY: demo test check clean
+.PHONY: demo test check audit clean
 
 demo: $(INSTALLED)
 	$(BIN)/diffmining demo
 
+# A process for each core, 4 at most: each has a Prefect server, an S3 server and models of its own.
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --no-loadscope-reorder
 
 check: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Known vulnerabilities of the pinned versions. Strict: one that could not be looked up fails it too.
+audit: $(INSTALLED_DEV)
+	$(BIN)/pip-audit --strict --disable-pip --no-deps --requirement constraints.txt
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -1,1 +1,9 @@
 """Prefect flows, one file per thing a person asks for, and the command line."""
+
+import os
+from uuid import UUID
+
+if run_id := os.environ.get("PREFECT__FLOW_RUN_ID"):  # a worker has started this process for a run
+    from flows.orphans import look_after
+
+    look_after(UUID(run_id))

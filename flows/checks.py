@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from diffmining_core.errors import InputError
 from diffmining_core.images.sources import canonical_url, check_source
 from diffmining_core.models.files import find_model
 from diffmining_core.recipes import MINED, TRAIN
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import open_run
-from flows.parameters import FinetuneParameters, IndexParameters, MineParameters
+from flows.parameters import FinetuneParameters, IndexParameters, TypicalityParameters
 
 
 def check_inputs(parameters: FinetuneParameters) -> None:
@@ -17,10 +20,11 @@ def check_inputs(parameters: FinetuneParameters) -> None:
     The root comes last: a mistyped dataset or model must not put its name on a fresh root.
     InputError for recipe, prompts, timesteps, dataset, model or root, in this order.
     """
+    check_places(parameters)
     settings = parameters.settings()
-    if isinstance(parameters, MineParameters):
+    if isinstance(parameters, TypicalityParameters):
         check_timesteps(*settings.t_range)
-    splits = [MINED] if isinstance(parameters, MineParameters) else []
+    splits = [MINED] if isinstance(parameters, TypicalityParameters) else []
     if settings.finetune_steps and (settings.recipe.trains_on_others or not splits):
         splits.append(TRAIN)
     for split in splits:
@@ -32,10 +36,28 @@ def check_inputs(parameters: FinetuneParameters) -> None:
 
 def check_dataset(parameters: IndexParameters) -> None:
     """Refuse a dataset or root that cannot be used; else claim the root."""
+    check_places(parameters)
     recipe = parameters.chosen_recipe()
     for split in (MINED, TRAIN) if recipe.trains_on_others else (MINED,):
         check_source(parameters.dataset, recipe.layout(split))
     claim_root(parameters)
+
+
+def check_places(parameters: IndexParameters) -> None:
+    """Refuse paths that mean something else in the folder a worker happens to run in."""
+    if "prefect" not in sys.modules:  # as in a command, which need not wait for its import
+        return
+    from prefect.runtime import deployment
+
+    if not deployment.id:
+        return
+    for name in ("dataset", "root", "masks"):
+        place = getattr(parameters, name, None)
+        if place is not None and "://" not in place and not Path(place).is_absolute():
+            raise InputError(
+                f"{name} must be an absolute path or a URL where a worker runs this, but is "
+                f"{place!r}."
+            )
 
 
 def claim_root(parameters: IndexParameters) -> None:

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CoercionError, CycloptsError, Parameter, UnknownOptionError
 from cyclopts import ValidationError as CycloptsValidationError
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from diffmining_core.errors import InputError
 from diffmining_core.recipes import TRAIN
+from diffmining_core.report.escaping import one_line
 from diffmining_core.signs import Sign
 from flows import download, upkeep
 from flows.checks import check_dataset, check_inputs
+from flows.forms import refusal
 from flows.parameters import (
     FinetuneParameters,
     IndexParameters,
+    LocalizeParameters,
     MineParameters,
+    NightlyParameters,
     StudyParameters,
+    TypicalityParameters,
 )
 
 app = App(name="diffmining", help="Show what is typical of each label of an image collection.")
@@ -89,6 +97,53 @@ def finetune(
     print(f"Use it with --model {summary['model']}")
 
 
+@app.command
+def typicality(parameters: Annotated[TypicalityParameters, Parameter(name="*")]) -> None:
+    """Measure typicality only: index, finetune, and make the maps of every shard.
+
+    `mine` at the same root then takes these maps.
+    """
+    check_inputs(parameters)
+    from flows.typicality import typicality as flow
+
+    summary = flow(parameters)
+    print(
+        f"\n{summary['images']} images in {len(summary['maps'])} shards, "
+        f"{summary['set_aside']} set aside, {summary['unet_forwards']} UNet forwards, "
+        f"{summary['seconds']:.0f} s, at most {summary['peak_memory_mb']} MB"
+    )
+    for note in summary["notes"]:
+        print(f"Note: {note}")
+
+
+@app.command
+def nightly(parameters: Annotated[NightlyParameters, Parameter(name="*")]) -> None:
+    """Mine what has come since last night, and publish a digest: a page, and a message if wanted.
+
+    With nothing new, no model is started.
+    """
+    check_inputs(parameters)
+    from flows.nightly import nightly as flow
+
+    summary = flow(parameters)
+    print(f"\n{summary['said']}")
+    if summary["message"]:
+        print(summary["message"])
+    print(f"Open {summary['page']}")
+
+
+@app.command
+def localize(parameters: Annotated[LocalizeParameters, Parameter(name="*")]) -> None:
+    """Score where in an image typicality puts its label, against boxes or masks, and draw the page.
+
+    Finetunes on the labels of whole images, and measures the images whose label is located.
+    """
+    from flows import localize as localizing
+
+    localizing.check(parameters)
+    print_scores(localizing.localize(parameters))
+
+
 @study.command(name="finetuning")
 def study_finetuning(parameters: Annotated[StudyParameters, Parameter(name="*")]) -> None:
     """Mine with the model as it is at several steps of finetuning, and draw truth against steps.
@@ -139,6 +194,22 @@ def print_counts(counts: dict[str, Any]) -> None:
             f"{counts['declared']} of them are as the manifest says and were not opened; those "
             "that prove unusable are set aside when they are measured"
         )
+
+
+def print_scores(summary: dict[str, Any]) -> None:
+    """Average precision of each label's images, and the page to open."""
+    sides = summary["sides"]
+    print(f"\nAverage precision\n{'':24}{'images':>8}{'by chance':>11}", end="")
+    print("".join(f"{side:>17}" for side in sides))
+    for finding in [*summary["findings"], summary["all"]]:
+        name = one_line(finding["label"] or "all", 24)
+        print(f"{name:24}{finding['images']:>8}{finding['chance']['mean']:>11.3f}", end="")
+        spreads = (finding["average_precision"][side] for side in sides)
+        print("".join(f"{one['mean']:>9.3f} ± {one['std']:.3f}" for one in spreads))
+    for note in summary["facts"]["notes"]:
+        print(f"Note: {note}")
+    print(f"{summary['seconds']:.0f} s, at most {summary['peak_memory_mb']} MB")
+    print(f"Open {summary['page']}")
 
 
 def print_end(summary: dict[str, Any]) -> None:
@@ -208,12 +279,48 @@ def refuse(sentence: str, status: int) -> None:
 
 
 def option_error(error: CycloptsError) -> str:
-    """What is wrong with the options given, in one sentence."""
-    invalid = error.__cause__
-    if type(error) is not CycloptsValidationError or not isinstance(invalid, ValidationError):
+    """What is wrong with the options given, in one sentence; of values, what the UI's form says."""
+    form = form_of(error.target)
+    wrong = wrong_values(error) if form else []
+    if not wrong:
         return f"{error} Ask for the options with --help."
-    return "; ".join(
-        f"--{'-'.join(map(str, wrong['loc'])).replace('_', '-')}: {wrong['msg'].lower()}, "
-        f"but is {wrong['input']!r}"
-        for wrong in invalid.errors()
+    sentence = "; ".join(
+        f"--{name.replace('_', '-')}: {form_sentence(form, name, value) or otherwise}"
+        for name, value, otherwise in wrong
     )
+    return f"{sentence}. {error}" if isinstance(error, UnknownOptionError) else sentence
+
+
+def form_of(command: Callable[..., Any] | None) -> dict[str, Any]:
+    """The JSON schema of the parameters that a command takes, empty if it takes no such model."""
+    for kind in get_type_hints(command).values() if command else ():
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind.model_json_schema()
+    return {}
+
+
+def wrong_values(error: CycloptsError) -> list[tuple[str, Any, str]]:
+    """Field, value, and what the parser says about it, for each value that it refuses."""
+    invalid = error.__cause__
+    if isinstance(error, CycloptsValidationError) and isinstance(invalid, ValidationError):
+        return [
+            (str(wrong["loc"][0]), wrong["input"], f"{wrong['msg']}, but is {wrong['input']!r}")
+            for wrong in invalid.errors()
+            if wrong["loc"]
+        ]
+    if isinstance(error, CoercionError | UnknownOptionError) and error.token:
+        option = error.token.keyword or error.token.value
+        if option.startswith("--"):
+            name = option.partition("=")[0].removeprefix("--").replace("-", "_")
+            return [(name, error.token.value, str(error))]
+    return []
+
+
+def form_sentence(form: dict[str, Any], name: str, value: Any) -> str | None:
+    """What the Prefect UI says to a value in the field `name`, None if nothing."""
+    kind = form["properties"].get(name, {}).get("type")
+    if isinstance(value, str) and kind != "string":
+        with suppress(ValueError):  # the word on the command line, as the number that it stands for
+            value = json.loads(value)
+    refused = refusal({name: [value] if kind == "array" else value}, form, complete=False)
+    return refused.sentence if refused else None

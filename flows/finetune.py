@@ -16,20 +16,23 @@ from diffmining_core.errors import InputError
 from diffmining_core.finetuning.options import FinetuneOptions, FinetuneRunning
 from diffmining_core.models.files import Geometry, find_model, model_geometry
 from diffmining_core.recipes import MINED, TRAIN
-from diffmining_core.store.ledger import file_url, finished
+from diffmining_core.report.escaping import markdown_text
+from diffmining_core.store.ledger import Manifest, file_url, finished
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
 from flows.checks import check_inputs
+from flows.fan_out import BatchFlow, Work, decided, fan_out, planned_there
 from flows.index import index_split
-from flows.parameters import FinetuneParameters
+from flows.parameters import FinetuneParameters, TypicalityParameters
+from flows.run_ledger import RunLedger
 from tasks.finetune import finetune as finetune_task
-from tasks.finetune import finetune_unit
-from tasks.index import Shard, index
+from tasks.finetune import finetune_unit, finetuned_before, finetuned_model, trained_on
+from tasks.index import Shard, dataset_counts, index
 from tasks.models import ModelReference, base_model, choose_device
 from tasks.units import Done
 
 
-@flow(name="finetune", flow_run_name="finetune {parameters.dataset}", log_prints=True)
+@flow(name="finetune", flow_run_name="finetune {parameters.title}", log_prints=True)
 def finetune(parameters: FinetuneParameters) -> dict[str, Any]:
     """Index what is trained on, train, and say where the model lies."""
     check(parameters)
@@ -37,7 +40,8 @@ def finetune(parameters: FinetuneParameters) -> dict[str, Any]:
     options = parameters.finetune_options(image_geometry(parameters).size)
     done = train(parameters, dataset, base_model(parameters.start_source()), options)
     summary = finetuned(parameters, done)
-    create_markdown_artifact(markdown(summary), key="finetune", description=summary["model"])
+    said = markdown_text(f"{parameters.title}: model at {summary['model']}", 300)
+    create_markdown_artifact(markdown(summary), key="finetune", description=said)
     get_run_logger().info("The finetuned model is %s", summary["model"])
     return summary
 
@@ -71,7 +75,8 @@ def finetuned(parameters: FinetuneParameters, done: Done) -> dict[str, Any]:
 def markdown(summary: dict[str, Any]) -> str:
     """The summary as a table for the Prefect UI."""
     return "| | |\n|---|---|\n" + "\n".join(
-        f"| {name.replace('_', ' ')} | {value} |" for name, value in summary.items()
+        f"| {name.replace('_', ' ')} | {markdown_text(str(value), 1000)} |"
+        for name, value in summary.items()
     )
 
 
@@ -126,6 +131,78 @@ def train(
     plan_stage(open_root(parameters.root), unit.stage, [unit.key])
     device, running = choose_device(parameters.device), parameters.finetune_running()
     return finetune_task(parameters.root, dataset, start, options, running, device)
+
+
+def trained_shards(
+    parameters: FinetuneParameters, dataset: list[Shard], run: RunLedger
+) -> list[Shard]:
+    """What is trained on: the shards that are mined, or others that the recipe names."""
+    settings = parameters.settings()
+    if not (settings.finetune_steps and settings.recipe.trains_on_others):
+        return dataset
+    units, others = index_split(parameters, TRAIN)
+    run.add(units)
+    return others
+
+
+def finetune_model(
+    parameters: TypicalityParameters, trained: list[Shard], size: int, run: RunLedger
+) -> tuple[ModelReference, list[str]]:
+    """The model to mine with, and sentences about it that its user should read."""
+    start = base_model(parameters.start_source())
+    if parameters.settings().finetune_steps == 0:
+        return start, []
+    root, options = parameters.root, parameters.finetune_options(size)
+    kept = finetuned_before(root, trained, start, options)
+    current = {shard.content_id for shard in trained}
+    if kept is None or (parameters.retrain and set(kept.inputs[1:]) != current):
+        (done,) = run.add(trained_where_decided(parameters, trained, start, options))
+        return finetuned_model(root, start, done.key), []
+    plan_stage(open_root(root), kept.stage, [kept.key])
+    return finetuned_model(root, start, kept.key), notes_on_kept(kept, trained)
+
+
+def notes_on_kept(kept: Manifest, dataset: list[Shard]) -> list[str]:
+    """What the model that is kept does not know of the dataset as it is now."""
+    notes = []
+    unseen = sorted(set(dataset_counts(dataset)) - set(kept.facts["labels"]))
+    seen = trained_on(kept, dataset)
+    if unseen:
+        notes.append(
+            f"The model was finetuned before {', '.join(unseen)} came to the dataset and does not "
+            "know what is typical of it; run once with --retrain."
+        )
+    elif len(seen) < len(dataset):
+        notes.append(
+            f"The model kept was finetuned on {len(seen)} of {len(dataset)} shards; "
+            "--retrain finetunes on all."
+        )
+    if set(kept.inputs[1:]) - {shard.content_id for shard in dataset}:
+        notes.append(
+            "The model kept was finetuned also on images that have since left the dataset or got "
+            "another label; --retrain finetunes without them."
+        )
+    return notes
+
+
+def trained_where_decided(
+    parameters: TypicalityParameters,
+    trained: Sequence[Shard],
+    start: ModelReference,
+    options: dict[str, Any],
+) -> list[Done]:
+    """Train in this process, or in a run of the deployment `finetune` on the gpu pool."""
+    if decided(parameters.fanout) == "inline":
+        return [train(parameters, trained, start, options)]
+    unit = finetune_unit(trained, start, options)
+    there = planned_there(parameters.root, unit.stage, [unit.key])
+
+    def alone(_: Sequence[None]) -> FinetuneParameters:
+        fields = FinetuneParameters.model_fields
+        return FinetuneParameters(**{name: getattr(parameters, name) for name in fields})
+
+    work = [Work(unit, f"finetuning {parameters.dataset_name}", None)]
+    return fan_out(parameters.root, work, there, BatchFlow(finetune, alone, 1), "deployment")
 
 
 def image_geometry(parameters: FinetuneParameters) -> Geometry:

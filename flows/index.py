@@ -16,7 +16,7 @@ from tasks.index import Shard, dataset_counts, dataset_shards, index
 from tasks.units import Done
 
 
-@flow(name="index", flow_run_name="index {parameters.dataset}", log_prints=True)
+@flow(name="index", flow_run_name="index {parameters.title}", log_prints=True)
 def index_dataset(parameters: IndexParameters) -> dict[str, Any]:
     """Read and check what is new in the dataset; returns the numbers of what it now holds.
 

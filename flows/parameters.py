@@ -11,6 +11,7 @@ from diffmining_core.errors import InputError
 from diffmining_core.models.files import ModelSource
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.recipes import Recipe, load_recipe, plain_recipe
+from flows.forms import plain_optionals
 
 OWN_TEXT_ENCODER = "own"
 """Said in place of a text encoder: the model's own, whatever the recipe names."""
@@ -25,7 +26,7 @@ EIGHTHS = (1, 2, 4, 6, 8)
 class IndexParameters(BaseModel):
     """Index a dataset into shards."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=plain_optionals)
 
     dataset: Annotated[
         str,
@@ -50,6 +51,16 @@ class IndexParameters(BaseModel):
         float,
         Field(ge=0, le=1, description="Share of unusable images from which a shard fails."),
     ] = 0.25
+
+    @property
+    def dataset_name(self) -> str:
+        """What a person calls the dataset: its folder, without the pattern for splits."""
+        return self.dataset.rstrip("/*").rpartition("/")[2].replace("_", " ")
+
+    @property
+    def title(self) -> str:
+        """What tells a run from others in a list: the dataset and where its results go."""
+        return run_title(self.dataset_name, self.root)
 
     def chosen_recipe(self) -> Recipe:
         """The recipe named, or the plain one; InputError if there is no such recipe."""
@@ -280,8 +291,8 @@ class FinetuneParameters(IndexParameters):
         }
 
 
-class MineParameters(FinetuneParameters):
-    """Mine what is typical of each label of a dataset."""
+class TypicalityParameters(FinetuneParameters):
+    """Measure how typical of its label each place of each image is."""
 
     retrain: Annotated[
         bool,
@@ -309,6 +320,41 @@ class MineParameters(FinetuneParameters):
             "if unset.",
         ),
     ] = None
+    batch_size: Annotated[
+        int, Field(ge=1, description="Images per UNet call when measuring typicality.")
+    ] = 32
+    fanout: Annotated[
+        Literal["auto", "inline", "deployment"],
+        Field(
+            description="Who does the work that wants a GPU: inline, this process; deployment, "
+            "runs of their own on the gpu work pool; auto, the latter where a worker runs this."
+        ),
+    ] = "auto"
+    shards_per_batch: Annotated[
+        int, Field(ge=1, description="Dataset shards that one run on the gpu work pool measures.")
+    ] = 4
+
+    def settings(self) -> Settings:
+        """As for finetuning, and with the timesteps of measuring."""
+        settings = super().settings()
+        t_min, t_max = settings.t_range
+        return replace(settings, t_range=(_first(self.t_min, t_min), _first(self.t_max, t_max)))
+
+    def typicality_options(self, size: int) -> dict[str, Any]:
+        """What decides a typicality map, beside the model and the image."""
+        settings = self.settings()
+        return {
+            **settings.prompts.as_options(),
+            "size": size,
+            "draws": self.draws,
+            "t_range": list(settings.t_range),
+            "seed": self.seed,
+        }
+
+
+class MineParameters(TypicalityParameters):
+    """Mine what is typical of each label of a dataset."""
+
     before_shards: Annotated[
         int,
         Field(
@@ -316,9 +362,6 @@ class MineParameters(FinetuneParameters):
             description="Dataset shards also measured before finetuning, to compare; -1 for all.",
         ),
     ] = 1
-    batch_size: Annotated[
-        int, Field(ge=1, description="Images per UNet call when measuring typicality.")
-    ] = 32
 
     patch_size: Annotated[
         int | None,
@@ -352,25 +395,9 @@ class MineParameters(FinetuneParameters):
     ] = 2
 
     def settings(self) -> Settings:
-        """As for finetuning, and with the timesteps and patch size of mining."""
+        """As for measuring, and with the patch size of mining."""
         settings = super().settings()
-        t_min, t_max = settings.t_range
-        return replace(
-            settings,
-            t_range=(_first(self.t_min, t_min), _first(self.t_max, t_max)),
-            patch_size=_first(self.patch_size, settings.patch_size),
-        )
-
-    def typicality_options(self, size: int) -> dict[str, Any]:
-        """What decides a typicality map, beside the model and the image."""
-        settings = self.settings()
-        return {
-            **settings.prompts.as_options(),
-            "size": size,
-            "draws": self.draws,
-            "t_range": list(settings.t_range),
-            "seed": self.seed,
-        }
+        return replace(settings, patch_size=_first(self.patch_size, settings.patch_size))
 
     def features_options(self, size: int) -> dict[str, Any]:
         """What decides the features of a patch, beside the model and the image."""
@@ -417,6 +444,78 @@ class StudyParameters(MineParameters):
                 "with no finetuning there is nothing to study."
             )
         return wanted
+
+
+class LocalizeParameters(TypicalityParameters):
+    """Score typicality against boxes or masks of where in an image its label is."""
+
+    masks: Annotated[
+        str | None,
+        Field(
+            description="Folder of masks LABEL/STEM.png, where the label of the image "
+            "LABEL/STEM.jpg is; the dataset's truth.parquet, or else its boxes, if unset."
+        ),
+    ] = None
+
+
+class NightlyParameters(MineParameters):
+    """Mine what has come to a dataset since last night, and publish what is new."""
+
+    gpu_hour_price: Annotated[
+        float, Field(ge=0, description="What a GPU hour costs; 0 to show no cost.")
+    ] = 0.0
+    currency: Annotated[
+        str, Field(max_length=12, description="Of the price, as it is to be shown.")
+    ] = "EUR"
+    webhook: Annotated[
+        str | None,
+        Field(
+            description="Name of the Prefect Secret block with the address that gets each night's "
+            "message, in Slack's format. Never the address itself.",
+            pattern="^[a-z0-9-]+$",
+        ),
+    ] = None
+
+    def mining(self) -> MineParameters:
+        """Those of them that `mine` takes."""
+        return MineParameters(**{name: getattr(self, name) for name in MineParameters.model_fields})
+
+
+class WatchParameters(BaseModel):
+    """Look for what has come to the dataset of a nightly deployment, and start that."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    deployment: Annotated[
+        str,
+        Field(description="FLOW/NAME of the deployment that is started; its dataset is watched."),
+    ] = "nightly/nightly"
+    soon: Annotated[
+        int,
+        Field(ge=0, description="Minutes: a run scheduled to start within them is waited for."),
+    ] = 30
+
+
+class GcParameters(BaseModel):
+    """Remove what nobody needs any more from a root."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    root: Annotated[str, Field(description="Folder or URL of the results.")]
+    older_than: Annotated[
+        str,
+        Field(
+            pattern=r"^\d+[smhdw]$",
+            description="Age from which it can go: a number with s, m, h, d or w. Give more than a "
+            "running `mine` needs to store one unit.",
+        ),
+    ] = "7d"
+    delete: Annotated[bool, Field(description="Remove it; else it is only listed.")] = False
+
+
+def run_title(dataset_name: str, root: str) -> str:
+    """What tells a run from others in a list: the dataset and where its results go."""
+    return f"{dataset_name} → {root.rstrip('/').rpartition('/')[2]}"
 
 
 def default_patch_size(size: int) -> int:

@@ -7,24 +7,25 @@ from typing import Any
 from prefect import flow
 
 from diffmining_core.errors import InputError
-from diffmining_core.evaluation.masks import MaskFolder
 from diffmining_core.recipes import MINED
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
 from flows.checks import check_inputs
 from flows.finetune import image_geometry, train
 from flows.index import index_split
-from flows.mine import RunLedger, choose, dataset_name, measure, pick_patches
+from flows.mine import choose, pick_patches
 from flows.parameters import StudyParameters
-from tasks.evaluation import truth_file
+from flows.run_ledger import RunLedger
+from flows.typicality import measure
+from tasks.evaluation import TruthReference, find_truth, read_truth
 from tasks.finetune import snapshot_model
 from tasks.index import Shard
 from tasks.models import ModelReference, base_model
 from tasks.report import publish_page
-from tasks.study import Mined, Truth, read_truth, study, study_numbers, study_unit
+from tasks.study import Mined, study, study_numbers, study_unit
 
 
-@flow(name="study finetuning", flow_run_name="study {parameters.dataset}", log_prints=True)
+@flow(name="study finetuning", flow_run_name="study {parameters.title}", log_prints=True)
 def study_finetuning(parameters: StudyParameters) -> dict[str, Any]:
     """Finetune once, keep the models of some steps, mine with each, measure each.
 
@@ -60,7 +61,7 @@ def study_finetuning(parameters: StudyParameters) -> dict[str, Any]:
         facts = study_facts(parameters, dataset, truth)
         unit = study_unit(truth, mined, facts)
         plan_stage(open_root(root), unit.stage, [unit.key])
-        title = f"What finetuning does to mining {dataset_name(parameters)}"
+        title = f"What finetuning does to mining {parameters.dataset_name}"
         (done,) = run.add([study(root, title, truth, dataset, mined, size, geometry.cell, facts)])
         page = publish_page(root, done.key, unit.stage, "study.html")
     return {**study_numbers(root, done.key), **run.summary(), "page": page}
@@ -75,11 +76,8 @@ def check(parameters: StudyParameters) -> None:
 
 def known_answer(parameters: StudyParameters) -> tuple[str, str]:
     """Kind and address of the truth to measure against; InputError if the dataset has none."""
-    if parameters.masks is not None:
-        MaskFolder(parameters.masks).check()
-        return "masks", parameters.masks
-    if url := truth_file(parameters.dataset):
-        return "planted", url
+    if known := find_truth(parameters.dataset, parameters.masks):
+        return known
     raise InputError(
         f"dataset {parameters.dataset} should have a known answer to study it, but has no "
         "truth.parquet; give --masks, a folder with LABEL/STEM.png for each image LABEL/STEM.jpg."
@@ -98,7 +96,9 @@ def snapshot_models(
     return {0: base} | {step: snapshot_model(root, start, done.key, step) for step in steps}
 
 
-def study_facts(parameters: StudyParameters, dataset: list[Shard], truth: Truth) -> dict[str, Any]:
+def study_facts(
+    parameters: StudyParameters, dataset: list[Shard], truth: TruthReference
+) -> dict[str, Any]:
     """How the study was made, for the page's readers."""
     settings = parameters.settings()
     return {

@@ -6,7 +6,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated
@@ -15,8 +15,7 @@ from cyclopts import App, Parameter
 from tqdm import tqdm
 
 from diffmining_core.errors import InputError
-from diffmining_core.store.clock import storage_time
-from diffmining_core.store.garbage import find_garbage, remove_garbage
+from diffmining_core.store.garbage import Garbage, clear_garbage
 from diffmining_core.store.status import StageStatus, run_root, run_status
 from diffmining_core.store.storage_check import check_storage
 from diffmining_core.store.verification import Damage, damaged_files, holdings
@@ -84,7 +83,7 @@ def _rate(per_hour: float) -> str:
 
 
 def _remarks(stage: StageStatus, now: float) -> list[str]:
-    since = f"{_moment(stage.pace.since)}, {_age(now - stage.pace.since)} ago"
+    since = f"{_moment(stage.pace.since)}, {age_text(now - stage.pace.since)} ago"
     remarks = []
     if stage.pace.state == "waiting":
         remarks.append(f"{stage.stage}: no result yet since it was planned ({since}).")
@@ -104,7 +103,8 @@ def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
-def _age(seconds: float) -> str:
+def age_text(seconds: float) -> str:
+    """Seconds in the largest unit of which there are two."""
     for unit, name in (("d", "days"), ("h", "hours"), ("m", "minutes")):
         if seconds >= 2 * SECONDS[unit]:
             return f"{seconds / SECONDS[unit]:.0f} {name}"
@@ -130,7 +130,7 @@ def verify(root: str) -> None:
             with bar.external_write_mode():
                 _print_damage(found)
     print(
-        f"{held.units} units, {len(held.files)} files, {_size(held.bytes)} reread; "
+        f"{held.units} units, {len(held.files)} files, {size_text(held.bytes)} reread; "
         f"{len(damage)} damaged."
     )
     if damage:
@@ -160,23 +160,23 @@ def gc(root: str, *, older_than: str = "7d", delete: bool = False) -> None:
     delete
         Remove what is listed.
     """
-    age = seconds_of(older_than)
     opened, _ = run_root(root)
-    # Only by writing can the storage's own time be had.
-    now = storage_time(opened) if delete else time.time()
     listed = []
-    for item in find_garbage(opened, before=now - age):
-        if delete and not remove_garbage(opened, item):
-            continue
-        listed.append((item.files, item.bytes))
+    for item, age in clear_garbage(opened, seconds_of(older_than), delete):
+        listed.append(item)
         print(
             f"{'removed' if delete else 'can go'} {item.rel}: {item.kind}, {item.files} files, "
-            f"{_size(item.bytes)}, {_age(now - item.modified)} old"
+            f"{size_text(item.bytes)}, {age_text(age)} old"
         )
-    files, size = sum(files for files, _ in listed), sum(size for _, size in listed)
-    print(
-        f"{len(listed)} leftovers older than {older_than} in {files} files, {_size(size)}"
-        + (" removed." if delete else "; --delete removes them." if listed else ".")
+    print(garbage_sentence(listed, older_than, delete))
+
+
+def garbage_sentence(listed: Sequence[Garbage], older_than: str, delete: bool) -> str:
+    """How much can go, or has gone."""
+    files, size = sum(item.files for item in listed), sum(item.bytes for item in listed)
+    end = " removed." if delete else "; --delete removes them." if listed else "."
+    return (
+        f"{len(listed)} leftovers older than {older_than} in {files} files, {size_text(size)}{end}"
     )
 
 
@@ -187,7 +187,8 @@ def seconds_of(age: str) -> float:
     return float(int(parts[1]) * SECONDS[parts[2]])
 
 
-def _size(count: float) -> str:
+def size_text(count: float) -> str:
+    """Bytes with their unit."""
     return f"{tqdm.format_sizeof(count)}B"
 
 

@@ -6,6 +6,7 @@ installed and the root within their reach, under the same address and with their
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,13 @@ from distributed import Client, Future, LocalCluster, as_completed
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
 from diffmining_core.errors import InputError
+
+# Else it tells every handler of the process, Prefect's too, of each worker that comes and goes.
+logging.getLogger("distributed").setLevel(logging.WARNING)
+# A heartbeat that the end of its cluster overtakes is no failure, but is told with a traceback.
+logging.getLogger("distributed.worker").addFilter(
+    lambda record: "scheduler during heartbeat" not in record.getMessage()
+)
 
 SCHEDULER = "DASK_SCHEDULER_ADDRESS"
 SECONDS_FOR_WORKERS = 60

@@ -1,15 +1,17 @@
-"""Results against planted truth, where the dataset brings a `truth.parquet`."""
+"""Results against planted truth, where the dataset brings a `truth.parquet`; and other truths."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from diffmining_core.errors import InputError
+from diffmining_core.evaluation.masks import MaskFolder
 from diffmining_core.evaluation.planted import (
     ALGO,
     PixelScores,
@@ -31,6 +33,35 @@ from tasks.units import Done, fill, stage_task
 
 STAGE = "evaluation"
 RESULT = "truth.json"
+
+MASKS, PLANTED, BOXES = "masks", "planted", "boxes"
+"""Where it is known what is where: a folder of masks, `truth.parquet`, the images' own boxes."""
+
+
+@dataclass(frozen=True)
+class TruthReference:
+    """A known answer by its kind and address; `digest` of its bytes, "" of the images' boxes."""
+
+    kind: str
+    url: str
+    digest: str
+
+
+def find_truth(dataset: str, masks: str | None) -> tuple[str, str] | None:
+    """Kind and address of what is known apart from the images: masks, if given, before planted.
+
+    InputError if there are no masks in the folder given.
+    """
+    if masks is not None:
+        MaskFolder(masks).check()
+        return MASKS, masks
+    url = truth_file(dataset)
+    return None if url is None else (PLANTED, url)
+
+
+def read_truth(kind: str, url: str) -> TruthReference:
+    """The truth of a kind, all of it read for its digest."""
+    return TruthReference(kind, url, MaskFolder(url).digest if kind == MASKS else truth_digest(url))
 
 
 def truth_file(dataset: str) -> str | None:

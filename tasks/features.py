@@ -20,6 +20,8 @@ from tasks.units import Done, fill, stage_task
 
 STAGE = "features"
 TABLE = "features.parquet"
+RUN_NAME = "features {label}"
+"""Of a task run."""
 
 Place = tuple[str, int, int]
 """image_id, y and x of a patch."""
@@ -30,7 +32,7 @@ def features_unit(label: str, digest: str, model: ModelReference, options: dict[
     return Unit(STAGE, ALGO, (digest, model.digest), {"label": label, **options})
 
 
-@stage_task(STAGE, "features {label}")
+@stage_task(STAGE, RUN_NAME)
 def features(
     root: str,
     label: str,

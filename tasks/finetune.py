@@ -97,7 +97,7 @@ def finetune(
             attempt.write_folder(folder / UNIT_FOLDER)
             facts = json.loads((folder / "facts.json").read_text())
         attempt.counts.update(facts.pop("counts"))
-        attempt.facts.update(facts)
+        attempt.facts.update(facts, processes=job.running.processes)
         # All that an unfinished finetuning keeps lies below its checkpoints.
         kept_at(root, job.folder, None).checkpoints.remove()
         shutil.rmtree(log_folder(root, job.folder), ignore_errors=True)

@@ -82,6 +82,12 @@ class Shard:
     details_id: str = ""
     stage: str = STAGE
 
+    @classmethod
+    def from_json(cls, shard: Mapping[str, Any]) -> Shard:
+        """A shard as `dataclasses.asdict` and JSON left it."""
+        labels = tuple((label, count) for label, count in shard["labels"])
+        return cls(**{**shard, "dropped": tuple(shard["dropped"]), "labels": labels})
+
     @property
     def name(self) -> str:
         """A short name for logs and run names."""
@@ -182,6 +188,26 @@ def index(
     return [*done, fill(root, unit, write)]
 
 
+@dataclass(frozen=True)
+class Listing:
+    """What the source of a dataset lists, by its digest; shards: None where it was not indexed."""
+
+    digest: str
+    shards: tuple[Shard, ...] | None
+
+
+def listing(root: str, dataset: str, recipe: str | None, split: str) -> Listing:
+    """A split of the dataset as it is listed now; no image is read and nothing is published."""
+    opened = open_root(root)
+    chosen = load_recipe(recipe) if recipe else plain_recipe()
+    stage = index_stage(chosen, split)
+    source = open_source(dataset, chosen.layout(split))
+    unit = dataset_unit(source.digest, published(opened, stage), stage)
+    if read_manifest(opened, unit.stage, unit.key) is None:
+        return Listing(source.digest, None)
+    return Listing(source.digest, tuple(dataset_shards(root, unit.key, unit.stage)))
+
+
 def _write_shard(part: str | None, table: pa.Table, attempt: Attempt) -> None:
     attempt.write_table(TABLE, table)
     attempt.counts.update(_counts(table))
@@ -267,21 +293,38 @@ def dataset_shards(root: str, key: str, stage: str = DATASET_STAGE) -> list[Shar
     opened = open_root(root)
     table = read_table(opened, finished(opened, stage, key), DATASET_TABLE)
     (of_shards,) = (name for name, of_states in DATASET_STAGES.items() if of_states == stage)
-    return [
-        Shard(
-            key=row["key"],
-            indexed_id=row["indexed_id"],
-            content_id=row["content_id"],
-            dropped=tuple(row["dropped"]),
-            images=row["images"],
-            labels=tuple(sorted(json.loads(row["labels"]).items())),
-            set_aside=row["set_aside"],
-            declared=row["declared"],
-            details_id=row["details_id"],
-            stage=of_shards,
-        )
-        for row in table.to_pylist()
-    ]
+    return [_shard(row, of_shards) for row in table.to_pylist()]
+
+
+def _shard(row: Mapping[str, Any], stage: str) -> Shard:
+    """The shard of a row of DATASET_SCHEMA."""
+    return Shard(
+        key=row["key"],
+        indexed_id=row["indexed_id"],
+        content_id=row["content_id"],
+        dropped=tuple(row["dropped"]),
+        images=row["images"],
+        labels=tuple(sorted(json.loads(row["labels"]).items())),
+        set_aside=row["set_aside"],
+        declared=row["declared"],
+        details_id=row["details_id"],
+        stage=stage,
+    )
+
+
+def part_of(root: Root, shard: Shard, wanted: Sequence[ShardImage]) -> Shard:
+    """The shard without its good images that are not wanted; itself where all are."""
+    manifest = finished(root, shard.stage, shard.key)
+    table = read_table(root, manifest, TABLE)
+    kept = {(image.uri, image.label) for image in wanted}
+    columns = (table.column(name).to_pylist() for name in ("uri", "label", "set_aside"))
+    unwanted = {
+        row
+        for row, (uri, label, reason) in enumerate(zip(*columns, strict=True))
+        if reason is None and (uri, label) not in kept
+    }
+    dropped = sorted(unwanted.union(shard.dropped))
+    return _shard(_dataset_row(root, manifest, dropped), shard.stage)
 
 
 def dataset_counts(dataset: Sequence[Shard]) -> dict[str, int]:

@@ -12,7 +12,6 @@ from diffmining_core.store.ledger import Attempt, finished, published
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
-from tasks.dask_client import dask_client, outcomes
 from tasks.progress import Progress
 from tasks.units import Done, Failures, fill, stage_task
 
@@ -34,6 +33,8 @@ def patches(
     Only units without a manifest are made, spread over `workers` processes, or threads if 0 (see
     `tasks.dask_client`). One that fails stops no other; the first is raised in the end.
     """
+    from tasks.dask_client import dask_client, outcomes  # takes a second, which not all flows need
+
     opened = open_root(root)
     there = published(opened, STAGE)
     units = {key: patches_unit(key, options) for key in typicality_keys}

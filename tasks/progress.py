@@ -1,16 +1,25 @@
-"""Progress with rate and time left, in the terminal and in the Prefect UI."""
+"""Progress with rate and time left, in the terminal and in the Prefect UI.
+
+It is for people alone: a server that is away for a while neither stops the work nor delays it.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_UPDATES = 3.0
 
@@ -30,7 +39,8 @@ class Progress:
         self.artifact: UUID | None = None
         self.updated = time.monotonic()
         if TaskRunContext.get() is not None:
-            self.artifact = cast(UUID, create_progress_artifact(0.0, description=name))
+            with _told_once():
+                self.artifact = cast(UUID, create_progress_artifact(0.0, description=name))
 
     def __enter__(self) -> Progress:
         return self
@@ -71,8 +81,19 @@ class Progress:
         if total is not None:
             left = tqdm.format_interval((total - n) / rate) if rate else "unknown"
             words.append(f"{left} left")
-        update_progress_artifact(
-            self.artifact,
-            progress=100 * n / max(total or n, 1),
-            description=", ".join([*words, self.text] if self.text else words),
-        )
+        with _told_once():
+            update_progress_artifact(
+                self.artifact,
+                progress=100 * n / max(total or n, 1),
+                description=", ".join([*words, self.text] if self.text else words),
+            )
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """What the server does not hear at once is left out: the next update says it too."""
+    try:
+        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+            yield
+    except Exception as error:
+        logger.debug("Progress was not told: %r", error)

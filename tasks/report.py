@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from diffmining_core.store.units import Unit
 from tasks import finetune, typicality
 from tasks.index import set_aside_rows
 from tasks.results import (
+    RESULTS,
     Results,
     current_clusters,
     maps_of,
@@ -35,6 +37,9 @@ ROOT_PAGE = "root.html"
 """The overview as it stands at the root, with PLACE before its links."""
 PLACE = "@PREFIX@/"
 """Stands for the folder of the unit's data, which differs when the same page is made again."""
+NIGHTS, NIGHTS_MARK = "nights/index.html", b"<!--nights-->"
+"""The page of all nights at the root, and where the overview leads to it once it is there."""
+_NIGHTS_LINK = f'<nav class="trail"><a href="{NIGHTS}">Night by night</a></nav>'.encode()
 
 
 def report_unit(
@@ -73,6 +78,7 @@ def report(
             write_site(source, Path(folder))
             attempt.write_folder(Path(folder))
             attempt.write_bytes(ROOT_PAGE, render_index(source, PLACE).encode())
+        attempt.write_json(RESULTS, asdict(results))
 
     return fill(root, report_unit(results, facts, truth, signs), produce)
 
@@ -84,6 +90,8 @@ def publish_page(root: str, key: str, stage: str = STAGE, name: str = "index.htm
     page = read_bytes(opened, manifest, ROOT_PAGE)
     # With the quote before it: what a label says is escaped and holds none.
     linked = page.replace(f'"{PLACE}'.encode(), f'"{manifest.attempt}/'.encode())
+    if opened.exists(NIGHTS):
+        linked = linked.replace(NIGHTS_MARK, _NIGHTS_LINK, 1)
     opened.write_bytes(name, linked)
     return opened.url_of(name)
 

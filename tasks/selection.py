@@ -24,7 +24,6 @@ from diffmining_core.store.ledger import Attempt, Manifest, finished, read_manif
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks import patches
-from tasks.dask_client import dask_client, outcomes
 from tasks.index import Shard, good_images
 from tasks.progress import Progress
 from tasks.units import Done, fill, stage_task
@@ -80,6 +79,8 @@ def select(
     unit = selection_unit(dataset, patches_keys, top, seed)
 
     def produce(attempt: Attempt) -> None:
+        from tasks.dask_client import dask_client, outcomes
+
         opened = open_root(root)
         update = _least_update(opened, unit, dataset, patches_keys)
         shares = list(_shares(update, dataset, patches_keys))

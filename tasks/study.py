@@ -28,7 +28,7 @@ from diffmining_core.store.maps import RaggedMaps, read_maps
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks import typicality
-from tasks.evaluation import truth_digest
+from tasks.evaluation import MASKS, TruthReference
 from tasks.index import Shard, good_images
 from tasks.report import PLACE, ROOT_PAGE
 from tasks.selection import selected
@@ -44,15 +44,6 @@ Uris = Mapping[tuple[str, str], str]
 
 
 @dataclass(frozen=True)
-class Truth:
-    """The known answer: a planted `truth.parquet`, or a folder of masks; `digest` of its bytes."""
-
-    kind: str
-    url: str
-    digest: str
-
-
-@dataclass(frozen=True)
 class Mined:
     """What was mined with the model after `step` steps, by the keys of maps and selection."""
 
@@ -61,12 +52,7 @@ class Mined:
     selection: str
 
 
-def read_truth(kind: str, url: str) -> Truth:
-    """The truth of a kind, all of it read for its digest."""
-    return Truth(kind, url, MaskFolder(url).digest if kind == "masks" else truth_digest(url))
-
-
-def study_unit(truth: Truth, mined: Sequence[Mined], facts: Mapping[str, Any]) -> Unit:
+def study_unit(truth: TruthReference, mined: Sequence[Mined], facts: Mapping[str, Any]) -> Unit:
     """The unit of one study: the truth, the selections it measures, and what the page says."""
     inputs = (truth.digest, *(key for one in mined for key in (*one.typicality, one.selection)))
     steps = [one.step for one in mined]
@@ -77,7 +63,7 @@ def study_unit(truth: Truth, mined: Sequence[Mined], facts: Mapping[str, Any]) -
 def study(
     root: str,
     title: str,
-    truth: Truth,
+    truth: TruthReference,
     dataset: Sequence[Shard],
     mined: Sequence[Mined],
     size: int,
@@ -114,8 +100,8 @@ class _Measure:
     hits: Callable[[Any], dict[str, float]]
 
 
-def _measure_of(truth: Truth, size: int, cell: int) -> _Measure:
-    if truth.kind == "masks":
+def _measure_of(truth: TruthReference, size: int, cell: int) -> _Measure:
+    if truth.kind == MASKS:
         folder = MaskFolder(truth.url)
         return _Measure(
             pixels=lambda maps, uris: masks.score_pixels(maps, uris, folder, size),

@@ -21,6 +21,8 @@ from tasks.units import Done, fill, stage_task
 
 STAGE = "typicality"
 SET_ASIDE = "set_aside.parquet"
+RUN_NAME = "typicality {shard.name}, {model.stage}"
+"""Of a task run."""
 
 
 def typicality_unit(content_id: str, model: ModelReference, options: dict[str, Any]) -> Unit:
@@ -44,7 +46,7 @@ def wanted_unit(
     return whole if whole.key in there else typicality_unit(shard.content_id, model, options)
 
 
-@stage_task(STAGE, "typicality {shard.name}")
+@stage_task(STAGE, RUN_NAME)
 def typicality(
     root: str,
     shard: Shard,

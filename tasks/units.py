@@ -13,7 +13,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import Attempt, CorruptFileError, complete
 from diffmining_core.store.roots import Root, open_root
-from diffmining_core.store.runs import note_failure
+from diffmining_core.store.runs import Failure, note_failure
 from diffmining_core.store.units import Unit
 
 
@@ -53,7 +53,9 @@ def noted(root: Root, unit: Unit) -> Iterator[None]:
         yield
     except Exception as error:
         with suppress(Exception):  # where even this cannot be written, the error itself says why
-            note_failure(root, unit.stage, unit.key, str(error) or type(error).__name__)
+            damaged = (error.stage, error.key) if isinstance(error, CorruptFileError) else None
+            reason = Failure(str(error) or type(error).__name__, damaged)
+            note_failure(root, unit.stage, unit.key, reason)
         raise
 
 
@@ -74,9 +76,10 @@ class Failures:
         except Exception as error:
             self.add(unit, error)
 
-    def add(self, unit: Unit, error: BaseException) -> None:
-        """Note why `unit` failed."""
-        self.errors.append((f"{unit.stage}/{unit.key}", error))
+    def add(self, unit: Unit, error: BaseException, name: str = "") -> None:
+        """Note why `unit`, which a person calls `name`, failed."""
+        place = f"{unit.stage}/{unit.key}"
+        self.errors.append((f"{name} ({place})" if name else place, error))
 
     def raise_for(self, total: int) -> None:
         """Raise the first failure, if there is one, with the names of all of `total` units.
@@ -134,10 +137,13 @@ R = TypeVar("R")
 
 
 def stage_task(name: str, run_name: str | None = None) -> Callable[[Callable[P, R]], Task[P, R]]:
-    """The decorator of every stage's task: how it is named, and what is tried again."""
+    """The decorator of every stage's task: how it is named, and what is tried again.
+
+    run_name: of its runs, with parameters in braces, where a run of the flow has several of them.
+    """
     return task(
         name=name,
-        task_run_name=run_name,
+        task_run_name=run_name or name,
         retries=3,
         retry_delay_seconds=[2, 10, 60],
         retry_jitter_factor=0.5,

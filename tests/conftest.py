@@ -12,7 +12,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,14 @@ os.environ["DO_NOT_TRACK"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # more threads are no faster on such small models
 os.environ["HF_HOME"] = str(_HOME / "hub")
 
-sys.path.insert(0, str(Path(__file__).parent / "s3"))
+sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("infra", "s3")]
 
 import pytest  # noqa: E402 - the environment comes first
 from faulty_proxy import FaultyProxy  # noqa: E402
+from local_stack import Stack, local_stack  # noqa: E402
 from s3_servers import S3Server, rgw_server  # noqa: E402
+from unet_forwards import counted_forwards  # noqa: E402
+from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 from diffmining_core.images.street_scenes import write_dataset  # noqa: E402
 from flows.parameters import MineParameters  # noqa: E402
@@ -39,6 +42,26 @@ SERVER_SECONDS = 300
 IMAGES_PER_COUNTRY = 5
 FIRST = ("Almara", "Borvik", "Cendria", "Dorrava")
 """The labels of the dataset to start from, with 4 images each; Elsund comes later."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The core's files, many and short, come last: so several processes end at the same time."""
+    items.sort(key=lambda item: "core" in item.path.parts)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Where several processes share the tests, a file stays in one of them.
+
+    So does a folder whose files share a server: a stack in `infra`, another in `deployments`.
+    """
+
+    class ByFile(LoadScopeScheduling):  # type: ignore[misc] # it ships no types
+        def _split_scope(self, nodeid: str) -> str:
+            file = Path(nodeid.partition("::")[0])
+            shared = file.parent if file.parent.name in ("infra", "deployments") else file
+            return str(shared)
+
+    return ByFile(config, log)
 
 
 def pytest_unconfigure() -> None:
@@ -89,6 +112,24 @@ def _wait_until_healthy(api: str, server: subprocess.Popen[bytes], log: Path) ->
 
 
 @pytest.fixture(scope="session")
+def started_stack() -> Iterator[Stack]:
+    """The tests' one local stack; `stack` sees that all of it runs."""
+    with local_stack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def stack(started_stack: Stack) -> Iterator[Stack]:
+    """A local stack, which Prefect's client and s3:// mean during the test.
+
+    A test may kill parts of it: what is dead is started again before the next.
+    """
+    started_stack.start()
+    with started_stack.used():
+        yield started_stack
+
+
+@pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawn scenes, 5 of each of 5 countries, with their planted truth."""
     folder = tmp_path_factory.mktemp("drawn") / "scenes"
@@ -128,26 +169,6 @@ def parameters(dataset: Path) -> Callable[..., MineParameters]:
         return MineParameters(**{"dataset": str(dataset), "root": str(root), **small, **changes})
 
     return make
-
-
-@contextmanager
-def counted_forwards() -> Iterator[Counter[str]]:
-    """Counts the images through every UNet ("images") and the calls ("calls"), torch's own way."""
-    from diffusers import UNet2DConditionModel
-    from torch.nn.modules.module import register_module_forward_pre_hook
-
-    seen: Counter[str] = Counter()
-
-    def count(module: object, arguments: tuple[Any, ...]) -> None:
-        if isinstance(module, UNet2DConditionModel):
-            seen["calls"] += 1
-            seen["images"] += len(arguments[0])
-
-    hook = register_module_forward_pre_hook(count)
-    try:
-        yield seen
-    finally:
-        hook.remove()
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def write_xray(folder: str) -> None:
     lines = [XRAY_HEADING]
     for place, (name, findings) in enumerate(FINDINGS.items()):
         lines.append(f"{name},{findings},0,{place},57,M,PA,2682,2749,0.143,0.143")
-        put(folder, f"images_00{1 + place % 2}/images/{name}", photo(place))
+        put(folder, f"images_00{1 + place % 2}/images/{name}", photo(place, 48, 48))
     put(folder, "Data_Entry_2017_v2020.csv", "\n".join(lines).encode())
     put(folder, "train_val_list.txt", _lines(["1_0.png", "1_1.png", "2_0.png"]))
     put(folder, "test_list.txt", _lines(["2_1.png", "3_0.png"]))

@@ -15,7 +15,7 @@ LAYERS = ("diffmining_core", "tasks", "flows", "deployments")
 """Each may import itself and those before it."""
 
 MODEL_ROOMS = ("models", "finetuning", "typicality", "features")
-PLAIN_ROOMS = ("patches", "clusters", "evaluation", "signs", "report")
+PLAIN_ROOMS = ("patches", "clusters", "localization", "evaluation", "signs", "report")
 
 
 def imported(folder: str) -> Iterator[tuple[str, str]]:
@@ -75,6 +75,8 @@ def test_what_a_rerun_imports_loads_no_torch() -> None:
     modules = [
         "flows.cli",
         "flows.mine",
+        "flows.nightly",
+        "flows.watch",
         *(
             ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
             for room in (*PLAIN_ROOMS, "store", "images", "recipes")
@@ -91,7 +93,7 @@ def test_what_a_rerun_imports_loads_no_torch() -> None:
 
 
 def test_the_command_asks_for_no_prefect_before_its_checks() -> None:
-    program = "import sys, flows.cli; print('prefect' in sys.modules)"
+    program = "import sys, deployments.cli; print('prefect' in sys.modules)"
     command = [sys.executable, "-c", program]
     ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "False"

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
 from diffmining_core.patches.selection import SELECTION_SCHEMA
@@ -56,6 +55,8 @@ def cluster_label(
     members, descending (as in the paper); equal medians by their first member. There are k of
     them, or as many as there are distinct features when those are fewer; none is empty.
     """
+    from sklearn.cluster import KMeans  # takes seconds, for which only clustering has to wait
+
     if len(features) != len(typicality):
         raise ValueError(f"{len(features)} features for {len(typicality)} patches")
     if not len(features):

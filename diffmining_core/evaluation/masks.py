@@ -68,9 +68,13 @@ class MaskFolder:
             digest.update(f"{name} {hashlib.sha256(read_bytes(url)).hexdigest()}\n".encode())
         return digest.hexdigest()
 
+    def address(self, uri: str, label: str) -> str | None:
+        """Where the mask of an image under a label is; None if it has none."""
+        return self.files.get(f"{label}/{PurePosixPath(uri).stem}")
+
     def mask(self, uri: str, label: str, size: int) -> Mask | None:
         """The mask [h, w] of an image under a label, at the model's size; None if it has none."""
-        url = self.files.get(f"{label}/{PurePosixPath(uri).stem}")
+        url = self.address(uri, label)
         if url is None:
             return None
         with Image.open(io.BytesIO(read_bytes(url))) as image:

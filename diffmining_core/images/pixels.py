@@ -32,6 +32,15 @@ def resized_hw(width: int, height: int, size: int) -> tuple[int, int]:
     return _multiple(resized_height), _multiple(resized_width)
 
 
+def model_scale(width: int, height: int, size: int) -> tuple[float, float]:
+    """(down, across): how many pixels of the model-size image one of width × height is.
+
+    For places in the original image, such as boxes; the two differ by the rounding of the resize.
+    """
+    resized_width, resized_height = _resized_size(width, height, size)
+    return resized_height / height, resized_width / width
+
+
 def decode_rgb(data: bytes) -> Image.Image:
     """The whole image, upright, in RGB; transparent parts over white, 16-bit greys as 8-bit.
 

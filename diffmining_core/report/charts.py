@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -203,3 +204,71 @@ def _apart(wanted: Mapping[str, float]) -> dict[str, float]:
         lowest = min(height, lowest - _NAME_HEIGHT)
         placed[name] = lowest
     return placed
+
+
+STRIP_HEIGHT = 22
+"""px of one strip of dots."""
+_STRIP_DOTS = 200
+_STRIP_TICKS = (0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1)
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples fill a strip evenly, whatever the number of dots
+
+
+@dataclass(frozen=True)
+class Strip:
+    """One number of each of many images: dots as (x in %, y in px), and their mean in %."""
+
+    name: str
+    dots: list[tuple[float, float]]
+    mean: float
+
+
+@dataclass(frozen=True)
+class StripGroup:
+    """The strips of one name, one beneath the other, and where chance is, in %."""
+
+    name: str
+    strips: list[Strip]
+    chance: float
+
+
+@dataclass(frozen=True)
+class StripPlot:
+    """Groups of strips over one axis from 0, of square roots; ticks are (x in %, text)."""
+
+    groups: list[StripGroup]
+    ticks: list[tuple[float, str]]
+    height: int = STRIP_HEIGHT
+
+
+def strip_plot(
+    values: Mapping[str, Mapping[str, Sequence[float]]], chance: Mapping[str, float]
+) -> StripPlot:
+    """Shares of 1 by group and strip, from 0 up to the greatest; chance by group.
+
+    Square roots tell small ones apart too. Of very many, a strip has those at even ranks. Places
+    across are shares of the width, so that dots and letters keep their size in a narrow window.
+    """
+    highest = max(max(of_strip) for strips in values.values() for of_strip in strips.values())
+    highest = max(highest, *chance.values()) or 1.0
+
+    def x(value: float) -> float:
+        return round(100 * math.sqrt(value / highest), 2)
+
+    def strip(name: str, of_strip: Sequence[float]) -> Strip:
+        ranked = np.sort(of_strip)
+        kept = np.unique(np.linspace(0, len(ranked) - 1, _STRIP_DOTS).round().astype(int))
+        heights = 3 + (STRIP_HEIGHT - 6) * (np.arange(len(kept)) * _GOLDEN % 1)
+        dots = [(x(ranked[at]), round(float(y), 1)) for at, y in zip(kept, heights, strict=True)]
+        return Strip(name, dots, x(float(np.mean(ranked))))
+
+    return StripPlot(
+        groups=[
+            StripGroup(
+                group,
+                [strip(name, of_strip) for name, of_strip in strips.items()],
+                x(chance[group]),
+            )
+            for group, strips in values.items()
+        ],
+        ticks=[(x(value), f"{value:g}") for value in _STRIP_TICKS if value <= highest],
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ _COVER_TILE, _COVER_GAP = 80, 4
 _SPRITE_COLUMNS, _SPRITE_GUTTER, _SPRITE_TILE_MAX = 20, 2, 128
 _INK, _MUTED, _PAPER = (26, 26, 24), (112, 110, 104), (255, 255, 255)
 _MARGIN = 40
+_SMALL_COLOURS = 96
+_CAPTION = 12  # px of the letters below a small patch
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,26 @@ def cluster_figure(rows: TileRows) -> Image.Image:
     """The paper's main figure: a cluster per row, nearest members first, nothing else."""
     shown = [row[:FIGURE_COLUMNS] for row in rows[:FIGURE_ROWS]]
     return _grid(shown, _TILE, COLUMN_GAP, ROW_GAP, _PAPER)
+
+
+def small_strip(tiles: Sequence[Tile], side: int) -> Image.Image:
+    """One row of patches of `side` px in few colours, for where every byte counts."""
+    return _grid([tiles], side, COLUMN_GAP, ROW_GAP, _PAPER).quantize(_SMALL_COLOURS)
+
+
+def captioned_strip(tiles: Sequence[Tile], captions: Sequence[str], side: int) -> Image.Image:
+    """A `small_strip` whose patches are framed, with a short caption below each."""
+    size = min(_CAPTION, side // 4)
+    grid = _grid([tiles], side, COLUMN_GAP, ROW_GAP, _PAPER)
+    strip = Image.new("RGB", (grid.width, side + size + 2 * ROW_GAP), _PAPER)
+    strip.paste(grid)
+    draw = ImageDraw.Draw(strip)
+    for column, caption in enumerate(captions):
+        x = column * (side + COLUMN_GAP)
+        draw.rectangle((x, 0, x + side - 1, side - 1), outline=_MUTED)
+        draw.text((x + side // 2, side + ROW_GAP), caption, _INK, font(caption, size), anchor="mt")
+    palette = strip.reduce(2).quantize(_SMALL_COLOURS)  # to choose it takes the time
+    return strip.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 def strips_figure(strips: Mapping[str, Mapping[str, Sequence[Tile]]]) -> Image.Image:
@@ -142,6 +165,11 @@ def font(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
             return ImageFont.truetype("DejaVuSans.ttf", size)
         except OSError:
             pass
+    return _own_font(size)
+
+
+@cache  # it is unpacked anew each time, for longer than a strip takes to draw
+def _own_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 

@@ -43,6 +43,19 @@ def overlay(typicality: NDArray[np.float32], scale: float) -> Image.Image:
     return Image.fromarray(diverging_colours(np.asarray(larger) / scale))
 
 
+def smoothed(typicality: NDArray[np.float32], sigma: float) -> NDArray[np.float32]:
+    """The map [h, w] blurred by a Gaussian of `sigma` cells, weighed anew at the edges."""
+    rows, columns = (_gaussian_weights(side, sigma) for side in typicality.shape)
+    return (rows @ typicality @ columns.T).astype(np.float32)
+
+
+def _gaussian_weights(side: int, sigma: float) -> NDArray[np.float64]:
+    """Matrix [side, side] that blurs one axis."""
+    cells = np.arange(side)
+    weights = np.exp(-0.5 * ((cells[:, None] - cells) / sigma) ** 2)
+    return np.asarray(weights / weights.sum(axis=1, keepdims=True))
+
+
 def diverging_colours(values: NDArray[np.floating]) -> NDArray[np.uint8]:
     """RGBA [..., 4] of values in [-1, 1]; what lies outside is clipped."""
     strength = np.clip(np.abs(values), 0, 1)

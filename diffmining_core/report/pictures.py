@@ -106,7 +106,7 @@ def write_label_pictures(
         overlays = {"": after.get(first.image_id), "-before": before.get(first.image_id)}
         for suffix, one in overlays.items():
             if one is not None:
-                _save_webp(overlay(one, scale), folder / f"{stem}{suffix}.webp", quality=60)
+                save_webp(overlay(one, scale), folder / f"{stem}{suffix}.webp", quality=60)
         images[first.image_id] = ShownImage(
             image_id=first.image_id,
             name=first.image_name,
@@ -133,7 +133,7 @@ def crop(pixels: NDArray[np.uint8], patch: Patch) -> Tile:
 
 def save_sprite(image: Image.Image, path: Path) -> None:
     """As WebP, at a quality that keeps small patches crisp."""
-    _save_webp(image, path, quality=88)
+    save_webp(image, path, quality=88)
 
 
 def _maps_before(source: SiteSource, label: str, image_ids: Iterable[str]) -> Maps:
@@ -148,10 +148,11 @@ def _write_source(pixels: NDArray[np.uint8], path: Path) -> None:
         return
     picture = Image.fromarray(pixels)
     picture.thumbnail((_SOURCE_SIDE, _SOURCE_SIDE), Image.Resampling.LANCZOS)
-    _save_webp(picture, path, quality=82)
+    save_webp(picture, path, quality=82)
 
 
-def _save_webp(image: Image.Image, path: Path, quality: int) -> None:
+def save_webp(image: Image.Image, path: Path, quality: int) -> None:
+    """As WebP, at a quality from 0 to 100."""
     image.save(path, "WEBP", quality=quality, alpha_quality=quality, method=3)
 
 

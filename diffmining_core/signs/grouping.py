@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # ships no types
 
 from diffmining_core.signs.sign import Sign, percent
@@ -99,6 +98,8 @@ def _clustered(
 
 def _shapeless_inertia(n: int, scales: NDArray[np.float64], k: int) -> float:
     """Mean sum of squared distances in k-means of n normal points with these singular values."""
+    from sklearn.cluster import KMeans  # takes seconds, for which only clustering has to wait
+
     rng = np.random.default_rng(SEED)
     inertias = []
     for _ in range(CLOUDS):

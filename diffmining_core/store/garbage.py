@@ -7,12 +7,14 @@ taken back and the notes of failures. Checkpoints, plans and whatever else lies 
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from diffmining_core.store.clock import storage_time
 from diffmining_core.store.ledger import CorruptFileError, published, read_manifest
 from diffmining_core.store.roots import Entry, Root
 
@@ -51,6 +53,18 @@ def find_garbage(root: Root, before: float) -> Iterator[Garbage]:
         yield from _older(_retracted(root, stage), before)
     for stage in _folders(root, "failures", STAGE):
         yield from _older(_failures(root, stage), before)
+
+
+def clear_garbage(root: Root, age: float, delete: bool) -> Iterator[tuple[Garbage, float]]:
+    """Garbage of at least this age, in seconds, and the age of each; removed before it is told.
+
+    delete: remove it; else it is only told.
+    """
+    # Only by writing can the storage's own time be had.
+    now = storage_time(root) if delete else time.time()
+    for item in find_garbage(root, before=now - age):
+        if not delete or remove_garbage(root, item):
+            yield item, now - item.modified
 
 
 def remove_garbage(root: Root, item: Garbage) -> bool:

@@ -210,8 +210,8 @@ def retract(root: Root, stage: str, key: str) -> None:
     root.remove(rel)
     if root.exists(rel):  # S3's answer about several files at once hides a refusal
         raise InputError(
-            f"{root.url_of(rel)} must be removed, which the server does not do; allow these "
-            "credentials to delete, and start again"
+            f"{root.url_of(rel)} must be removed, which these credentials may not do; start again "
+            "once with credentials that may delete, such as an operator's"
         )
 
 

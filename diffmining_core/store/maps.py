@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import dask.array as da
 import numpy as np
 import numpy.typing as npt
 import zarr
@@ -29,6 +28,9 @@ from zarr.storage import FsspecStore, MemoryStore
 from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import Attempt, Manifest, missing_file, read_files
 from diffmining_core.store.roots import Root, explained
+
+if TYPE_CHECKING:
+    import dask.array as da
 
 NAME = "maps.zarr"
 
@@ -160,6 +162,8 @@ def open_maps_dask(root: Root, manifest: Manifest) -> dict[str, da.Array]:
     A slice reads only the inner chunks it touches. CorruptFileError if an object is missing: Zarr
     would read zeros there.
     """
+    import dask.array as da  # takes a second, for which those that write maps need not wait
+
     folder = f"{manifest.attempt}/{NAME}"
     with explained(root.url):
         stored = root.fs.find(root.path_of(folder))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from diffmining_core.errors import InputError
@@ -39,27 +40,44 @@ def planned(root: Root, stage: str) -> tuple[set[str], float] | None:
         return None
 
 
-def note_failure(root: Root, stage: str, key: str, reason: str) -> None:
+@dataclass(frozen=True)
+class Failure:
+    """Why a unit could not be made; `damaged` is the stage and key of a stored unit at fault.
+
+    noted: when (UTC, ISO 8601); of a new one, when it is stored.
+    """
+
+    reason: str
+    damaged: tuple[str, str] | None = None
+    noted: str = ""
+
+
+def note_failure(root: Root, stage: str, key: str, failure: Failure) -> None:
     """Note why a unit could not be made; it counts while the unit has no manifest."""
-    record = {"reason": reason, "time": _now()}
+    record = {"reason": failure.reason, "time": failure.noted or _now()}
+    if failure.damaged:
+        record["damaged"] = "/".join(failure.damaged)
     root.write_bytes(f"failures/{stage}/{key}.json", canonical_json(record))
 
 
-def failures(root: Root, stage: str) -> dict[str, str]:
+def failures(root: Root, stage: str) -> dict[str, Failure]:
     """Why units of a stage that are still not done failed last, by key."""
     noted = {name.removesuffix(".json") for name in root.names(f"failures/{stage}")}
     if not noted:
         return {}
     open_ones = sorted(key for key in noted - published(root, stage) if not key.startswith("."))
     records = root.read_all([f"failures/{stage}/{key}.json" for key in open_ones])
-    return {key: _reason(record) for key, record in zip(open_ones, records, strict=True)}
+    return {key: _failure(record) for key, record in zip(open_ones, records, strict=True)}
 
 
-def _reason(record: bytes) -> str:
+def _failure(record: bytes) -> Failure:
     try:
-        return str(json.loads(record)["reason"])
-    except (ValueError, TypeError, KeyError):
-        return "the note of the reason cannot be read"
+        noted = json.loads(record)
+        stage, _, key = str(noted.get("damaged", "")).partition("/")
+        damaged = (stage, key) if stage and key else None
+        return Failure(str(noted["reason"]), damaged, str(noted.get("time", "")))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return Failure("the note of the reason cannot be read")
 
 
 def _plan_path(stage: str) -> str:

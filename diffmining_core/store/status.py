@@ -31,6 +31,9 @@ STAGES = (
     "evaluation",
     "signs",
     "report",
+    "study",
+    "localization",
+    "night",
 )
 """In the order of the data's path."""
 
@@ -110,7 +113,8 @@ def run_status(root: Root, now: float) -> list[StageStatus]:
 def _stage_status(root: Root, stage: str, plan_time: float, now: float) -> StageStatus:
     plan = planned(root, stage)
     times = _published_times(root, stage)
-    failed = {key: why for key, why in failures(root, stage).items() if key not in times}
+    noted = failures(root, stage).items()
+    failed = {key: failure.reason for key, failure in noted if key not in times}
     wanted = times.keys() | failed.keys()
     if plan:
         wanted = plan[0]

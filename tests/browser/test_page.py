@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from contrast import contrast
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -167,12 +168,4 @@ def test_text_is_legible_in_light_and_dark(page: Page, site: Path, scheme: str) 
         ".tally",
         "one => [getComputedStyle(one).color, getComputedStyle(document.body).backgroundColor]",
     )
-    lighter, darker = sorted((luminance(colour) for colour in colours), reverse=True)
-    assert (lighter + 0.05) / (darker + 0.05) >= 4.5
-
-
-def luminance(css: str) -> float:
-    """Relative luminance of "rgb(r, g, b)"."""
-    shares = [int(part) / 255 for part in css.removeprefix("rgb(").removesuffix(")").split(",")]
-    linear = [s / 12.92 if s <= 0.04045 else ((s + 0.055) / 1.055) ** 2.4 for s in shares]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    assert contrast(*colours) >= 4.5

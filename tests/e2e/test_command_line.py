@@ -21,6 +21,7 @@ from stored import results
 
 from diffmining_core.store.ledger import read_manifests
 from diffmining_core.store.roots import open_root
+from flows.mine import mine
 from flows.parameters import FinetuneParameters, MineParameters, StudyParameters
 
 Make = Callable[..., MineParameters]
@@ -114,8 +115,7 @@ def test_a_run_killed_twice_ends_like_one_left_alone(
         assert not (root / "index.html").exists()
     published = {path: path.read_bytes() for path in (root / "manifests").rglob("*.json")}
 
-    ended = diffmining(*options(small))
-    assert ended.returncode == 0, ended.stderr
+    mine(small)
     (finetuned,) = read_manifests(open_root(str(root)), "finetune")
     assert finetuned.counts["unet_forwards"] == 2 * (6 - step)
     assert {path: path.read_bytes() for path in published} == published
@@ -153,7 +153,7 @@ def photos(tmp_path: Path) -> Path:
         ("--root", "/proc/diffmining", "cannot be made"),
         ("--root", "{tmp}/photos", "files that are no run's results"),
         ("--prompt", "A photo", "must hold {label}"),
-        ("--draws", "0", "greater than or equal to 2"),
+        ("--draws", "0", "0 is less than the minimum of 2"),
         ("--t-min", "0.9", "below t_max"),
     ],
 )

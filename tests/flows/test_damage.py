@@ -13,8 +13,9 @@ from prefect import flow
 from stored import manifests, results
 
 from diffmining_core.store.ledger import CorruptFileError, Manifest
-from flows.mine import RunLedger, mine
+from flows.mine import mine
 from flows.parameters import MineParameters
+from flows.run_ledger import RunLedger
 
 Make = Callable[..., MineParameters]
 Damage = Callable[[Path, Manifest], None]

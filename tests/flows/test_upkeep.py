@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import Attempt, complete, published, retract
 from diffmining_core.store.roots import Root, open_root
-from diffmining_core.store.runs import note_failure, open_run, plan_stage
+from diffmining_core.store.runs import Failure, note_failure, open_run, plan_stage
 from diffmining_core.store.status import run_status
 from diffmining_core.store.units import Unit
 from flows import upkeep
@@ -36,7 +36,7 @@ def opened(tmp_path: Path) -> Root:
     for unit in UNITS[:2]:
         complete(root, unit, produce)
     for unit in UNITS[2:6]:
-        note_failure(root, "typicality", unit.key, "out of memory")
+        note_failure(root, "typicality", unit.key, Failure("out of memory"))
     return root
 
 

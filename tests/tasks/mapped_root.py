@@ -24,10 +24,21 @@ IMAGES = 9
 OPTIONS = {"size": 20, "per_image": 2, "seed": 3, "cell": 8}
 
 
-def map_shard(root: Path | str, number: int, labels: tuple[str, ...] = LABELS) -> tuple[Shard, str]:
-    """Dataset shard `number`, images of the labels in turn, and the key of its typicality maps."""
-    images = [(_id(f"{number} {row}"), labels[row % len(labels)]) for row in range(IMAGES)]
-    return _index(root, number, images), _measure(root, number, images)
+def map_shard(
+    root: Path | str,
+    number: int,
+    labels: tuple[str, ...] = LABELS,
+    images_of: int | None = None,
+    folder: Path | str = "/images",
+) -> tuple[Shard, str]:
+    """Dataset shard `number`, images of the labels in turn, and the key of its typicality maps.
+
+    images_of: the number of the shard that has the same images; its own if unset. folder: where the
+    images are said to be, as NUMBER/ROW.png of 80 × 64 px.
+    """
+    of = number if images_of is None else images_of
+    images = [(_id(f"{of} {row}"), labels[row % len(labels)]) for row in range(IMAGES)]
+    return _index(root, number, images, folder), _measure(root, number, images)
 
 
 def without(shard: Shard, *dropped: int) -> Shard:
@@ -49,11 +60,13 @@ def _id(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:32]
 
 
-def _index(root: Path | str, number: int, images: list[tuple[str, str]]) -> Shard:
+def _index(
+    root: Path | str, number: int, images: list[tuple[str, str]], folder: Path | str
+) -> Shard:
     def produce(attempt: Attempt) -> None:
         values = {
             "image_id": [image_id for image_id, _ in images],
-            "uri": [f"/images/{number}/{row}.png" for row in range(len(images))],
+            "uri": [f"{folder}/{number}/{row}.png" for row in range(len(images))],
             "label": [label for _, label in images],
             "width": 80,
             "height": 64,

@@ -96,6 +96,20 @@ def test_blas_leaves_the_cores_to_dask() -> None:
         assert dict(outcomes(client, blas_threads, [0])) == {0: {1}}
 
 
+def test_a_heartbeat_that_the_end_overtakes_is_not_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def gone(**_: object) -> None:
+        raise OSError("the cluster has ended")
+
+    with dask_client(0) as client:
+        assert client.cluster is not None
+        (worker,) = client.cluster.workers.values()
+        monkeypatch.setattr(worker.scheduler, "heartbeat_worker", gone, raising=False)
+        client.sync(worker.heartbeat)
+    assert "heartbeat" not in caplog.text
+
+
 def test_the_scheduler_in_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     with LocalCluster(
         n_workers=1,

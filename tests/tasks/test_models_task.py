@@ -7,6 +7,7 @@ import pytest
 import torch
 from small_models import save_whole_clip
 
+from diffmining_core.errors import InputError
 from diffmining_core.models.files import TINY, ModelSource, find_model, model_digest
 from diffmining_core.models.pipelines import load_pipeline
 from diffmining_core.store.ledger import Attempt, complete
@@ -64,3 +65,20 @@ def test_a_finetuned_model_is_loaded_from_its_folder_of_the_unit_as_it_is(
         pipeline = loaded(root.url, reference, CPU)
         assert float(pipeline.unet.conv_out.bias[0]) == len(folder)
         assert pipeline.digest == model_digest(tmp_path / "saved" / folder)
+
+
+def test_other_weights_under_the_same_name_on_this_machine_are_refused(tmp_path: Path) -> None:
+    """Where the run was planned, the folder held another model."""
+    folder = tmp_path / "model"
+    load_pipeline(ModelSource(TINY)).save(folder)
+    planned = base_model(ModelSource(str(folder)))
+    assert loaded("", planned, CPU).digest == planned.digest
+    loaded.cache_clear()  # as in the worker's own process
+
+    other = load_pipeline(ModelSource(TINY))
+    with torch.no_grad():
+        other.unet.conv_out.bias.add_(1)
+    shutil.rmtree(folder)
+    other.save(folder)
+    with pytest.raises(InputError, match=r"should have the digest .* but on this machine it has"):
+        loaded("", planned, CPU)

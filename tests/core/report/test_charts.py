@@ -2,7 +2,14 @@ from __future__ import annotations
 
 import pytest
 
-from diffmining_core.report.charts import HEIGHT, WIDTH, LossChart, bin_chart, loss_chart
+from diffmining_core.report.charts import (
+    HEIGHT,
+    WIDTH,
+    LossChart,
+    bin_chart,
+    loss_chart,
+    strip_plot,
+)
 
 
 def points(text: str) -> list[tuple[float, float]]:
@@ -55,3 +62,29 @@ def test_bars_of_timesteps_are_as_high_as_their_losses() -> None:
     assert [text for _, text in chart.x_ticks] == ["0", "666"]
     assert bin_chart([], []) is None
     assert bin_chart([None], [None]) is None
+
+
+def test_dots_of_a_strip_lie_where_their_values_are() -> None:
+    plot = strip_plot({"Mass": {"before": [0.05, 0.45], "after": [0.8]}}, {"Mass": 0.2})
+    (group,) = plot.groups
+    before, after = group.strips
+    assert [x for x, _ in before.dots] == [25, 75]  # square roots of 1/16 and 9/16
+    assert before.mean == pytest.approx(100 * (0.25 / 0.8) ** 0.5, abs=0.01)
+    assert after.mean == 100
+    assert group.chance == 50
+    assert plot.ticks[4:] == [(50, "0.2"), (70.71, "0.4"), (86.6, "0.6"), (100, "0.8")]
+
+
+def test_of_very_many_a_strip_shows_some_and_their_dots_stay_inside() -> None:
+    values = [number / 5000 for number in range(5000)]
+    plot = strip_plot({"Mass": {"after": values}, "None": {"after": [0.0]}}, {"Mass": 0, "None": 0})
+    dots = plot.groups[0].strips[0].dots
+    assert len(dots) == 200
+    assert (dots[0][0], dots[-1][0]) == (0, 100)
+    assert all(0 < y < plot.height for _, y in dots)
+    assert plot.groups[0].strips[0].mean == pytest.approx(70.7, abs=0.1)
+
+
+def test_a_strip_of_zeros_is_drawn() -> None:
+    plot = strip_plot({"Mass": {"after": [0.0, 0.0]}}, {"Mass": 0.0})
+    assert [x for x, _ in plot.groups[0].strips[0].dots] == [0, 0]

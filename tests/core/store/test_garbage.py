@@ -14,7 +14,7 @@ from diffmining_core.store.ledger import (
     retract,
 )
 from diffmining_core.store.roots import Root, open_root
-from diffmining_core.store.runs import note_failure, open_run, plan_stage
+from diffmining_core.store.runs import Failure, note_failure, open_run, plan_stage
 from diffmining_core.store.units import Unit
 from diffmining_core.store.verification import damaged_files, holdings
 
@@ -88,8 +88,8 @@ def age(path: Path, seconds: float) -> None:
 
 def test_records_of_units_that_are_done_again_can_go(root: Root) -> None:
     first = complete(root, UNIT, produce)
-    note_failure(root, UNIT.stage, UNIT.key, "out of memory")
-    note_failure(root, OTHER.stage, OTHER.key, "out of memory")
+    note_failure(root, UNIT.stage, UNIT.key, Failure("out of memory"))
+    note_failure(root, OTHER.stage, OTHER.key, Failure("out of memory"))
     for unit in (UNIT, OTHER):
         complete(root, unit, produce)
         retract(root, unit.stage, unit.key)
@@ -143,7 +143,7 @@ def test_an_attempt_published_after_it_was_listed_stays(root: Root) -> None:
 
 def test_a_failure_of_a_unit_taken_back_meanwhile_stays(root: Root) -> None:
     complete(root, UNIT, produce)
-    note_failure(root, UNIT.stage, UNIT.key, "out of memory")
+    note_failure(root, UNIT.stage, UNIT.key, Failure("out of memory"))
     (item,) = all_garbage(root)
     retract(root, UNIT.stage, UNIT.key)
     assert not remove_garbage(root, item)

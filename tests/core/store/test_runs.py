@@ -9,7 +9,14 @@ import pytest
 from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import Attempt, complete
 from diffmining_core.store.roots import Root
-from diffmining_core.store.runs import failures, note_failure, open_run, plan_stage, planned
+from diffmining_core.store.runs import (
+    Failure,
+    failures,
+    note_failure,
+    open_run,
+    plan_stage,
+    planned,
+)
 from diffmining_core.store.units import Unit
 
 THREADS = 12
@@ -40,12 +47,17 @@ def test_a_plan_that_cannot_be_read_is_none(root: Root, body: bytes) -> None:
 
 def test_a_failure_counts_until_its_unit_is_done(root: Root) -> None:
     assert failures(root, "patches") == {}
-    note_failure(root, "patches", UNIT.key, "first")
-    note_failure(root, "patches", UNIT.key, "no map of “x”")
-    note_failure(root, "patches", "0" * 32, "bad")
-    assert failures(root, "patches") == {UNIT.key: "no map of “x”", "0" * 32: "bad"}
+    note_failure(root, "patches", UNIT.key, Failure("first"))
+    of_map = Failure("no map of “x”", ("typicality", "ab"), "2026-11-21T02:00:00+00:00")
+    note_failure(root, "patches", UNIT.key, of_map)
+    note_failure(root, "patches", "0" * 32, Failure("bad"))
+    found = failures(root, "patches")
+    assert found.keys() == {UNIT.key, "0" * 32}
+    assert found[UNIT.key] == of_map
+    assert (found["0" * 32].reason, found["0" * 32].damaged) == ("bad", None)
+    assert found["0" * 32].noted > "2026"
     complete(root, UNIT, produce)
-    assert failures(root, "patches") == {"0" * 32: "bad"}
+    assert failures(root, "patches").keys() == {"0" * 32}
 
 
 def test_a_root_belongs_to_one_run(root: Root) -> None:

@@ -9,7 +9,7 @@ import pytest
 from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import Attempt, complete
 from diffmining_core.store.roots import Root, open_root
-from diffmining_core.store.runs import note_failure, open_run, plan_stage
+from diffmining_core.store.runs import Failure, note_failure, open_run, plan_stage
 from diffmining_core.store.status import StageStatus, run_root, run_status
 from diffmining_core.store.units import Unit
 
@@ -43,8 +43,8 @@ def test_planned_is_done_failed_and_missing(root: Root) -> None:
         publish(root, unit("patches", number))
     publish(root, unit("patches", 0, options=1))
     for number in (2, 3):
-        note_failure(root, "patches", unit("patches", number).key, "no map")
-    note_failure(root, "patches", unit("patches", 99).key, "of another plan")
+        note_failure(root, "patches", unit("patches", number).key, Failure("no map"))
+    note_failure(root, "patches", unit("patches", 99).key, Failure("of another plan"))
     (patches,) = run_status(root, time.time())
     assert (patches.planned, patches.done, patches.missing, patches.others) == (6, 3, 2, 1)
     assert patches.failed == {unit("patches", 3).key: "no map"}
@@ -53,7 +53,7 @@ def test_planned_is_done_failed_and_missing(root: Root) -> None:
 
 def test_without_a_plan_all_that_is_published_is_done(root: Root) -> None:
     publish(root, unit("patches", 1))
-    note_failure(root, "patches", unit("patches", 2).key, "no map")
+    note_failure(root, "patches", unit("patches", 2).key, Failure("no map"))
     found = status(root)["patches"]
     assert (found.planned, found.done, found.missing, found.others) == (None, 1, 0, 0)
     assert list(found.failed.values()) == ["no map"]
@@ -65,7 +65,7 @@ def test_stages_come_in_the_datas_order_and_unknown_ones_last(root: Root) -> Non
     publish(root, unit("zoom", 1))
     publish(root, unit("typicality", 1))
     plan(root, "clusters", range(1))
-    note_failure(root, "patches", unit("patches", 1).key, "no map")
+    note_failure(root, "patches", unit("patches", 1).key, Failure("no map"))
     publish(root, unit("index", 1))
     assert list(status(root)) == ["index", "typicality", "patches", "clusters", "zoom"]
 

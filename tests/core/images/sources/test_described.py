@@ -248,7 +248,7 @@ def test_boxes_are_read_whatever_is_cut_of_their_heading(tmp_path: Path, heading
     [
         ("colours.csv", b"file,colour,x\nin/a.png,red,1\nb.png,blue,2\n"),
         ("colours.tsv", b"file\tcolour\nin/a.png\tred\nb.png\tblue\n"),
-        ("colours.csv.gz", gzip.compress(b"file,colour\nin/a.png,red\nb.png,blue\n")),
+        ("colours.csv.gz", gzip.compress(b"file,colour\nin/a.png,red\nb.png,blue\n", mtime=0)),
         ("colours.json", b'{"in/a.png": {"colour": "red"}, "b.png": {"colour": "blue"}}'),
         (
             "colours.jsonl",

@@ -1,0 +1,211 @@
+"""Measure typicality by itself: maps of every shard of a dataset, with no page made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from prefect import flow, get_run_logger
+from prefect.client.schemas.objects import State
+from pydantic import BaseModel, ConfigDict, Field
+
+from diffmining_core.recipes import MINED
+from diffmining_core.store.ledger import published
+from diffmining_core.store.roots import open_root
+from diffmining_core.store.runs import plan_stage
+from flows.checks import check_inputs
+from flows.fan_out import BatchFlow, Work, decided, fan_out, root_tag, run_missing
+from flows.finetune import finetune_model, image_geometry, trained_shards
+from flows.index import index_split
+from flows.parameters import TypicalityParameters, run_title
+from flows.run_ledger import RunLedger
+from tasks.board import Board, Row
+from tasks.index import Shard
+from tasks.models import ModelReference, choose_device
+from tasks.typical import TypicalSoFar
+from tasks.typicality import RUN_NAME, STAGE, set_aside_count, typicality_unit, wanted_unit
+from tasks.typicality import typicality as typicality_task
+from tasks.units import Done
+
+
+class TypicalityBatch(BaseModel):
+    """A few dataset shards to measure under one model, as the flows that measure write them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    root: Annotated[str, Field(description="Folder or URL for the results.")]
+    dataset: Annotated[str, Field(description="What a person calls the dataset.")]
+    shards: Annotated[
+        list[dict[str, Any]],
+        Field(description="References of the shards to measure.", min_length=1),
+    ]
+    model: Annotated[dict[str, Any], Field(description="Reference of the model.")]
+    options: Annotated[
+        dict[str, Any], Field(description="What decides a map: prompts, size, draws, range, seed.")
+    ]
+    batch_size: Annotated[int, Field(ge=1, description="Images per UNet call.")] = 32
+    max_bad_share: Annotated[
+        float,
+        Field(ge=0, le=1, description="Share of unusable images from which a shard fails."),
+    ] = 0.25
+    device: Annotated[
+        str, Field(description="'auto', 'cpu', 'cuda' or a numbered one such as 'cuda:1'.")
+    ] = "auto"
+
+    @property
+    def title(self) -> str:
+        """What the run is about."""
+        model = ModelReference.from_json(self.model)
+        first, more = Shard.from_json(self.shards[0]).name, len(self.shards) - 1
+        shards = f"shard {first}" + (f" and {more} more" if more else "")
+        return f"{run_title(self.dataset, self.root)}: {shards}, {model.stage}"
+
+
+@flow(
+    name="typicality-batch",
+    flow_run_name="typicality {parameters.title}",
+    log_prints=True,
+    persist_result=False,
+)
+def typicality_batch(parameters: TypicalityBatch) -> list[Done]:
+    """Measure a few shards one after the other, with one model in memory."""
+    model = ModelReference.from_json(parameters.model)
+    shards = [Shard.from_json(shard) for shard in parameters.shards]
+    work = [
+        Work(typicality_unit(shard.content_id, model, parameters.options), shard_name(shard), shard)
+        for shard in shards
+    ]
+
+    def measure_shard(shard: Shard) -> State[Done]:
+        return typicality_task(
+            parameters.root,
+            shard,
+            model,
+            parameters.options,
+            choose_device(parameters.device),
+            parameters.batch_size,
+            parameters.max_bad_share,
+            return_state=True,
+        )
+
+    return run_missing(work, measure_shard)
+
+
+@flow(name="typicality", flow_run_name="typicality {parameters.title}", log_prints=True)
+def typicality(parameters: TypicalityParameters) -> dict[str, Any]:
+    """Index, finetune or take the model that is there, and measure every shard.
+
+    Returns the summary: the keys of the maps by shard, images, set aside, the run's cost.
+    """
+    run = RunLedger()
+    check_inputs(parameters)
+    with run.stage("index"):
+        units, dataset = index_split(parameters, MINED)
+        run.add(units)
+        trained = trained_shards(parameters, dataset, run)
+        size = image_geometry(parameters).size
+    with run.stage("finetune"):
+        model, notes = finetune_model(parameters, trained, size, run)
+    for note in notes:
+        get_run_logger().warning(note)
+    (keys,) = measure(parameters, {STAGE: (dataset, model)}, size, run)
+    unusable = set_aside_count(parameters.root, dataset, keys)
+    return {
+        **run.summary(),
+        "images": sum(shard.images for shard in dataset) - unusable,
+        "set_aside": sum(shard.set_aside for shard in dataset) + unusable,
+        "maps": {shard.name: key for shard, key in zip(dataset, keys, strict=True)},
+        "notes": notes,
+    }
+
+
+def measure(
+    parameters: TypicalityParameters,
+    sides: Mapping[str, tuple[Sequence[Shard], ModelReference]],
+    size: int,
+    run: RunLedger,
+    patch_options: dict[str, Any] | None = None,
+) -> list[list[str]]:
+    """The keys of the maps of each side: some shards under one model, by the name of its time.
+
+    patch_options: of the patches of the first side, to show the highest meanwhile; None for none.
+    """
+    root, options = parameters.root, parameters.typicality_options(size)
+    there = published(open_root(root), STAGE)
+    work = {
+        name: [
+            Work(wanted_unit(shard, model, options, there), shard_name(shard), shard)
+            for shard in shards
+        ]
+        for name, (shards, model) in sides.items()
+    }
+    plan_stage(open_root(root), STAGE, [one.unit.key for works in work.values() for one in works])
+    typical = None
+    if patch_options:
+        first = {one.unit.key: one.item for one in next(iter(work.values()))}
+        typical = TypicalSoFar(root, first, patch_options, size)
+    rows = [_row(one, sides[name][1]) for name, works in work.items() for one in works]
+    measured = []
+    try:
+        with Board(root, STAGE, "shard", parameters.title, root_tag(root), rows, there, typical):
+            for name, works in work.items():
+                batch = _batches(parameters, sides[name][1], options)
+                with run.stage(name):
+                    done = fan_out(root, works, there, batch, decided(parameters.fanout))
+                    measured.append([unit.key for unit in run.add(done)])
+    finally:
+        run.add(typical.made if typical else [])
+    return measured
+
+
+def _row(work: Work[Shard], model: ModelReference) -> Row:
+    shard = work.item
+    largest = sorted(shard.labels, key=lambda label: -label[1])
+    labels = ", ".join(f"{label} {count:,}" for label, count in largest[:3])
+    more = len(largest) - 3
+    about = {"model": model.stage, "labels": labels + (f" and {more:,} more" if more > 0 else "")}
+    task_run = RUN_NAME.format(shard=shard, model=model)
+    return Row(work.unit.key, shard.name, task_run, shard.images, about)
+
+
+def _batches(
+    parameters: TypicalityParameters, model: ModelReference, options: dict[str, Any]
+) -> BatchFlow[Shard]:
+    def batch(shards: Sequence[Shard]) -> TypicalityBatch:
+        return TypicalityBatch(
+            root=open_root(parameters.root).url,
+            dataset=parameters.dataset_name,
+            shards=[asdict(shard) for shard in shards],
+            model=asdict(model),
+            options=options,
+            batch_size=parameters.batch_size,
+            max_bad_share=parameters.max_bad_share,
+            device=parameters.device,
+        )
+
+    return BatchFlow(typicality_batch, batch, parameters.shards_per_batch)
+
+
+def how_measured(parameters: TypicalityParameters, size: int) -> dict[str, Any]:
+    """How maps of images of this size are come by, for the readers of a page."""
+    settings = parameters.settings()
+    return {
+        "model": {
+            "base": parameters.model,
+            "prompt": settings.prompts.conditioned,
+            "null prompt": settings.prompts.null or "(empty)",
+            "finetuning steps": settings.finetune_steps,
+            "image size": f"{size} px",
+        },
+        "typicality": {
+            "draws": parameters.draws,
+            "timesteps": "{} to {}".format(*settings.t_range),
+            "seed": parameters.seed,
+        },
+    }
+
+
+def shard_name(shard: Shard) -> str:
+    """What messages call a shard."""
+    return f"shard {shard.name}"
