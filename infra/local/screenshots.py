@@ -48,17 +48,17 @@ PAGE_SECONDS = 300
 SETTLED_SECONDS = 3
 """After a page has said what it is waited for: what is drawn moves until then."""
 
-SCENES_PER_COUNTRY = 12
+SCENES_PER_COUNTRY = 8
 SMALL: dict[str, Any] = {
     "size": 64,
-    "finetune_steps": 20,
+    "finetune_steps": 10,
     "finetune_batch": 4,
     "held_out": 0,
     "preview_every": 0,
-    "draws": 20,
+    "draws": 10,
     "k": 6,
     "top": 60,
-    "shard_rows": 6,
+    "shard_rows": 8,
     "shards_per_batch": 2,
     "device": "cpu",
 }
@@ -185,7 +185,9 @@ class Camera:
     def take(self, name: str, path: str, awaited: str, whole: bool = False) -> None:
         """A picture of the page once it shows `awaited`; whole: of all of it, however long."""
         self.page.goto(f"{ui_address()}/v2{path}")
-        self.page.get_by_text(awaited).first.wait_for()
+        shown = self.page.get_by_text(awaited).first
+        shown.wait_for()
+        shown.scroll_into_view_if_needed()
         self.page.wait_for_timeout(1000 * SETTLED_SECONDS)
         self.page.screenshot(path=self.folder / f"{name}.png", full_page=whole)
         print(self.folder / f"{name}.png")

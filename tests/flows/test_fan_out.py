@@ -130,16 +130,22 @@ class Pool:
         stop = Event()
 
         def look() -> None:
-            while not stop.is_set():
-                for run in reversed(self.runs()):
-                    if run.state and run.state.is_scheduled():
-                        with suppress(ObjectNotFound):  # deleted by a test
-                            self._serve(run, serve)
-                time.sleep(0.05)
+            for run in reversed(self.runs()):
+                if run.state and run.state.is_scheduled():
+                    with suppress(ObjectNotFound):  # deleted by a test
+                        self._serve(run, serve)
+
+        def look_on() -> None:
+            try:
+                while not stop.wait(0.05):
+                    look()
+            finally:  # nobody serves any more: a parent that waits need not wait for ever
+                self.close()
+                while not stop.wait(0.5):
+                    self.close()
 
         with ThreadPoolExecutor(1) as thread:
-            looking = thread.submit(copy_context().run, look)  # with Prefect's settings
-            looking.add_done_callback(lambda _: self.close())
+            looking = thread.submit(copy_context().run, look_on)  # with Prefect's settings
             try:
                 yield
             finally:
@@ -147,7 +153,7 @@ class Pool:
                 looking.result()
 
     def close(self) -> None:
-        """Nobody serves any more: a parent that waits need not wait for ever."""
+        """Cancels what is under way."""
         for run in self.runs():
             if run.state and not run.state.is_final():
                 self.client.set_flow_run_state(run.id, Cancelled(message="Not served."), force=True)

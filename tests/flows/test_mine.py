@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from served import paged
 
 from diffmining_core.errors import InputError
 from diffmining_core.images.shards import FoundImage, index_shard, shard_content_id
@@ -306,5 +307,5 @@ def test_the_prefect_server_knows_the_run(prefect_api: str, root: Path, paramete
         of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
         artifacts = client.read_artifacts(artifact_filter=of_run)
         assert any(artifact.type == "markdown" for artifact in artifacts)
-        kinds = {artifact.type for artifact in client.read_artifacts(limit=200)}
+        kinds = {artifact.type for artifact in paged(client.read_artifacts)}
     assert "progress" in kinds

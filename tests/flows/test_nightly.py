@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from prefect.flow_engine import run_flow
 from prefect.logging.handlers import APILogHandler
 from prefect.states import Scheduled
 from pydantic import SecretStr
+from served import paged
 from unet_forwards import counted_forwards
 from webhook_receiver import Receiver, webhook_receiver
 
@@ -58,8 +60,8 @@ class Night:
     def subflows(self) -> list[str]:
         """The names of the flows that ran within."""
         with get_client(sync_client=True) as client:
-            own = {task.id for task in client.read_task_runs(limit=200) if self.owns(task)}
-            runs = client.read_flow_runs(limit=200)
+            own = {task.id for task in paged(client.read_task_runs) if self.owns(task)}
+            runs = paged(client.read_flow_runs)
             within = [run for run in runs if run.parent_task_run_id in own]
             return sorted(client.read_flow(run.flow_id).name for run in within)
 
@@ -232,9 +234,9 @@ def test_the_artifact_shows_the_night_and_no_label_is_markup(story: Story) -> No
 def test_the_address_of_the_webhook_is_in_no_file_log_or_artifact(story: Story) -> None:
     APILogHandler().flush()
     with get_client(sync_client=True) as client:
-        said = [log.message for log in client.read_logs(LogFilter(), limit=200)]
-        said += [json.dumps(str(one.data)) for one in client.read_artifacts(limit=200)]
-        runs = client.read_flow_runs(limit=200)
+        said = [log.message for log in paged(partial(client.read_logs, LogFilter()))]
+        said += [json.dumps(str(one.data)) for one in paged(client.read_artifacts)]
+        runs = paged(client.read_flow_runs)
         said += [json.dumps(run.model_dump(mode="json")) for run in runs]
     assert any("message has been sent to 127.0.0.1" in one for one in said)
     files = [path.read_bytes() for path in story.root.rglob("*") if path.is_file()]

@@ -9,6 +9,7 @@ import pytest
 from prefect import flow, task
 from prefect.client.orchestration import get_client
 from relay import relayed
+from served import paged
 
 from tasks import progress
 from tasks.progress import Progress
@@ -23,7 +24,7 @@ def every_update(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def told() -> list[tuple[Any, str]]:
     with get_client(sync_client=True) as client:
-        kept = client.read_artifacts()
+        kept = list(paged(client.read_artifacts))
     return [(one.data, str(one.description)) for one in kept if one.type == "progress"]
 
 
