@@ -65,6 +65,17 @@ def claim_root(parameters: IndexParameters) -> None:
     open_run(open_root(parameters.root), {"dataset": canonical_url(parameters.dataset)})
 
 
+def check_steps(steps: int, inversion_stride: int) -> None:
+    """Refuse steps of sampling and inversion that do not meet at the same timesteps."""
+    if 1000 % steps:
+        raise InputError(f"steps must divide 1000, but are {steps}; the paper's are 50.")
+    if (apart := 1000 // steps) % inversion_stride:
+        raise InputError(
+            f"inversion_stride must divide {apart}, the timesteps between two of {steps} steps, "
+            f"but is {inversion_stride}; 1 is exact."
+        )
+
+
 def check_timesteps(t_min: float, t_max: float) -> None:
     """Refuse a range of timesteps that does not rise."""
     if t_min >= t_max:

@@ -23,12 +23,20 @@ from flows import download, upkeep
 from flows.checks import check_dataset, check_inputs
 from flows.forms import refusal
 from flows.parameters import (
+    ClusterStudyParameters,
+    CompareParameters,
     FinetuneParameters,
+    GeneratedStudyParameters,
     IndexParameters,
     LocalizeParameters,
     MineParameters,
     NightlyParameters,
+    NoiseStudyParameters,
+    PatchSizeStudyParameters,
+    PredictabilityStudyParameters,
     StudyParameters,
+    TimestepStudyParameters,
+    TranslateParameters,
     TypicalityParameters,
 )
 
@@ -144,13 +152,58 @@ def localize(parameters: Annotated[LocalizeParameters, Parameter(name="*")]) -> 
     print_scores(localizing.localize(parameters))
 
 
+@app.command
+def translate(
+    parameters: Annotated[TranslateParameters, Parameter(name="*")],
+    *,
+    dry_run: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Redraw images under every label, and group what is typical in all of them at one place.
+
+    Plug-and-Play with the finetuned model; the page shows each element across the labels.
+
+    Parameters
+    ----------
+    dry_run
+        Only say what it would take: images and UNet forwards.
+    """
+    from flows import translate as translating
+
+    translating.check(parameters)
+    if dry_run:
+        print(translating.dry_run(parameters))
+        return
+    summary = translating.translate(parameters)
+    print(
+        f"\n{summary['sequences']} sequences in {len(summary['clusters'])} joint clusters, "
+        f"{summary['unet_forwards']} UNet forwards, {summary['seconds']:.0f} s, "
+        f"at most {summary['peak_memory_mb']} MB"
+    )
+    for note in summary["facts"]["notes"]:
+        print(f"Note: {note}")
+    print(f"Open {summary['page']}")
+
+
+@app.command
+def compare(parameters: Annotated[CompareParameters, Parameter(name="*")]) -> None:
+    """Mine by typicality and by other methods, and draw which finds what, and at what cost.
+
+    Where a known answer (`truth.parquet` or masks) is there, it says how much of what each finds is
+    right. At a root that was mined with the same options, typicality is taken from there.
+    """
+    from flows import compare as comparing
+
+    comparing.check(parameters)
+    print_study(comparing.compare(parameters))
+
+
 @study.command(name="finetuning")
 def study_finetuning(parameters: Annotated[StudyParameters, Parameter(name="*")]) -> None:
     """Mine with the model as it is at several steps of finetuning, and draw truth against steps.
 
     The dataset needs a known answer: planted elements (`truth.parquet`) or a folder of masks.
     """
-    from flows import study as studies
+    from flows.study import finetuning as studies
 
     studies.check(parameters)
     summary = studies.study_finetuning(parameters)
@@ -163,6 +216,79 @@ def study_finetuning(parameters: Annotated[StudyParameters, Parameter(name="*")]
         )
     print(f"{summary['seconds']:.0f} s, at most {summary['peak_memory_mb']} MB")
     print(f"Open {summary['page']}")
+
+
+@study.command(name="timesteps")
+def study_timesteps(parameters: Annotated[TimestepStudyParameters, Parameter(name="*")]) -> None:
+    """Mine with typicality of one narrow range of timesteps at a time, and draw truth against them.
+
+    A known answer (`truth.parquet` or masks) is measured against where there is one.
+    """
+    from flows.study import prepared, sides
+
+    prepared.check(parameters)
+    print_study(sides.study_timesteps(parameters))
+
+
+@study.command(name="noise")
+def study_noise(parameters: Annotated[NoiseStudyParameters, Parameter(name="*")]) -> None:
+    """Mine under draws of several seeds, of both noise and timestep or with one of them fixed.
+
+    Says how much of a map and of the highest patches is chance.
+    """
+    from flows.study import prepared, sides
+
+    prepared.check(parameters)
+    print_study(sides.study_noise(parameters))
+
+
+@study.command(name="patch-sizes")
+def study_patch_sizes(parameters: Annotated[PatchSizeStudyParameters, Parameter(name="*")]) -> None:
+    """Cut the same maps into patches of several sizes, and draw what they hit."""
+    from flows.study import prepared, sides
+
+    prepared.check(parameters)
+    print_study(sides.study_patch_sizes(parameters))
+
+
+@study.command(name="clusters")
+def study_clusters(parameters: Annotated[ClusterStudyParameters, Parameter(name="*")]) -> None:
+    """Cluster the highest patches in several ways: k-means, merged groups, HDBSCAN.
+
+    Says how many clusters are mixed or duplicate, by kinds of planted elements where these are
+    known.
+    """
+    from flows.study import clusters, prepared
+
+    parameters.numbers()
+    prepared.check(parameters)
+    print_study(clusters.study_of_clusters(parameters))
+
+
+@study.command(name="predictability")
+def study_predictability(
+    parameters: Annotated[PredictabilityStudyParameters, Parameter(name="*")],
+) -> None:
+    """Predict the label from the highest, random and lowest patches, by features and colours.
+
+    A linear classifier is asked about images that it has not seen.
+    """
+    from flows.study import predictability, prepared
+
+    prepared.check(parameters)
+    print_study(predictability.study_of_predictability(parameters))
+
+
+@study.command(name="generated")
+def study_generated(parameters: Annotated[GeneratedStudyParameters, Parameter(name="*")]) -> None:
+    """Mine images that the model generates of each label, beside the real ones.
+
+    The images stay at the root, as a dataset of its own for each guidance scale.
+    """
+    from flows.study import generated, prepared
+
+    prepared.check(parameters)
+    print_study(generated.study_of_generated(parameters))
 
 
 @app.command
@@ -206,6 +332,20 @@ def print_scores(summary: dict[str, Any]) -> None:
         print(f"{name:24}{finding['images']:>8}{finding['chance']['mean']:>11.3f}", end="")
         spreads = (finding["average_precision"][side] for side in sides)
         print("".join(f"{one['mean']:>9.3f} ± {one['std']:.3f}" for one in spreads))
+    for note in summary["facts"]["notes"]:
+        print(f"Note: {note}")
+    print(f"{summary['seconds']:.0f} s, at most {summary['peak_memory_mb']} MB")
+    print(f"Open {summary['page']}")
+
+
+def print_study(summary: dict[str, Any]) -> None:
+    """The table of a study, and the page to open."""
+    rows = [summary["table"]["columns"], *summary["table"]["rows"]]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    print()
+    for first, *others in rows:
+        cells = (f"{cell:>{2 + width}}" for cell, width in zip(others, widths[1:], strict=True))
+        print(f"{first:{widths[0]}}{''.join(cells)}")
     for note in summary["facts"]["notes"]:
         print(f"Note: {note}")
     print(f"{summary['seconds']:.0f} s, at most {summary['peak_memory_mb']} MB")

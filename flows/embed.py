@@ -12,11 +12,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from diffmining_core.report.escaping import one_line
 from diffmining_core.store.roots import open_root
-from flows.fan_out import BatchFlow, Work, decided, fan_out, planned_there, root_tag, run_missing
+from flows.fan_out import BatchFlow, Work, run_missing, shown_fan_out
 from flows.parameters import MineParameters, run_title
 from flows.run_ledger import RunLedger
-from tasks.board import Board, Row
-from tasks.features import RUN_NAME, STAGE, features, features_unit
+from tasks.board import Row
+from tasks.features import RUN_NAME, features, features_unit
 from tasks.models import ModelReference, choose_device
 from tasks.units import Done
 
@@ -86,9 +86,14 @@ def embed(
     model: ModelReference,
     size: int,
     run: RunLedger,
+    changes: dict[str, Any] | None = None,
 ) -> dict[str, str]:
-    """The keys of the features of each label's highest patches."""
-    options = parameters.features_options(size)
+    """The keys of the features of each label's highest patches.
+
+    changes: what of the features' options is not as the parameters say, such as another kind of
+    patches, of which `digests` then are.
+    """
+    options = {**parameters.features_options(size), **(changes or {})}
     work = [
         Work(features_unit(label, digest, model, options), label, (label, digest))
         for label, digest in digests.items()
@@ -105,10 +110,7 @@ def embed(
             device=parameters.device,
         )
 
-    there = planned_there(parameters.root, STAGE, [one.unit.key for one in work])
     batches = BatchFlow(embed_batch, batch, LABELS_PER_BATCH)
     rows = [Row(one.unit.key, one.name, RUN_NAME.format(label=one.name), 0, {}) for one in work]
-    tag = root_tag(parameters.root)
-    with Board(parameters.root, STAGE, "label", parameters.title, tag, rows, there):
-        done = run.add(fan_out(parameters.root, work, there, batches, decided(parameters.fanout)))
+    done = run.add(shown_fan_out(parameters, "label", work, batches, rows))
     return dict(zip(digests, (unit.key for unit in done), strict=True))

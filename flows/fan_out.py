@@ -45,6 +45,8 @@ from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import Failure, failures, plan_stage
 from diffmining_core.store.units import Unit
 from flows.orphans import seems_dead
+from flows.parameters import TypicalityParameters
+from tasks.board import Board, Row
 from tasks.units import Done, Failures
 
 POLL_SECONDS = 3.0
@@ -138,6 +140,23 @@ def fan_out(
         make = made_here if fanout == "inline" else made_on_pool
         done |= {unit.key: unit for unit in make(root, missing, batch)}
     return [done[one.unit.key] for one in work]
+
+
+def shown_fan_out(
+    parameters: TypicalityParameters,
+    noun: str,
+    work: Sequence[Work[Item]],
+    batch: BatchFlow[Item],
+    rows: Sequence[Row],
+) -> list[Done]:
+    """The same for all of a stage's units, planned here, with their table in the Prefect UI.
+
+    noun: what a unit is of, such as "shard"; rows: one for each unit.
+    """
+    root, stage = parameters.root, work[0].unit.stage
+    there = planned_there(root, stage, [one.unit.key for one in work])
+    with Board(root, stage, noun, parameters.title, root_tag(root), rows, there):
+        return fan_out(root, work, there, batch, decided(parameters.fanout))
 
 
 def made_here(root: str, missing: Sequence[Work[Item]], batch: BatchFlow[Item]) -> list[Done]:
@@ -303,6 +322,8 @@ class PoolRuns(Generic[Item]):
         """Let go of runs that have ended; what crashed ones left is given to others, twice."""
         ended = {id_: run for id_, run in self._active_runs().items() if self._has_ended(id_, run)}
         there = published(open_root(self.root), self.stage) if ended else set()
+        for key in there & self.waiting.keys():
+            del self.waiting[key]  # another parent's run has made it meanwhile
         for run_id, run in ended.items():
             left = [one for one in self.active.pop(run_id) if one.unit.key not in there]
             if not left:

@@ -185,13 +185,21 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
 
 
 def pick_patches(
-    parameters: MineParameters, typicality_keys: list[str], options: dict[str, Any], run: RunLedger
+    parameters: MineParameters,
+    typicality_keys: list[str],
+    options: dict[str, Any],
+    run: RunLedger,
+    maps_stage: str = "typicality",
 ) -> dict[str, str]:
-    """The keys of the patches of these maps, by the keys of the maps."""
+    """The keys of the patches of these maps, by the keys of the maps.
+
+    maps_stage: whose maps these are, where they are not of typicality but of a baseline.
+    """
     keys = {key: patches_unit(key, options).key for key in typicality_keys}
     there = planned_there(parameters.root, "patches", keys.values())
     if missing := [key for key in keys if keys[key] not in there]:
-        run.add(patches(parameters.root, missing, options, parameters.patch_workers))
+        workers = parameters.patch_workers
+        run.add(patches(parameters.root, missing, options, workers, maps_stage))
     return keys
 
 
@@ -209,11 +217,13 @@ def choose(
 
 def cluster(parameters: MineParameters, embedded: dict[str, str], run: RunLedger) -> dict[str, str]:
     """The keys of each label's clusters."""
-    root, k = parameters.root, parameters.k
-    work = [Work(clusters_unit(key, k), label, (label, key)) for label, key in embedded.items()]
+    root, k, finer = parameters.root, parameters.k, parameters.finer
+    work = [
+        Work(clusters_unit(key, k, finer), label, (label, key)) for label, key in embedded.items()
+    ]
 
     def cluster_label(item: tuple[str, str]) -> State[Done]:
-        return clusters(root, *item, k, return_state=True)
+        return clusters(root, *item, k, finer, return_state=True)
 
     there = planned_there(root, "clusters", [one.unit.key for one in work])
     run.add(run_missing([one for one in work if one.unit.key not in there], cluster_label))
@@ -241,6 +251,7 @@ def page_facts(
             "per image": parameters.patches_per_image,
             "per label": parameters.top,
             "clusters per label": parameters.k,
+            **({"merged from": parameters.finer * parameters.k} if parameters.finer > 1 else {}),
         },
     }
 

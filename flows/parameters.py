@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +23,15 @@ FINETUNE_STEPS, FINETUNE_BATCH = 5000, 32
 
 EIGHTHS = (1, 2, 4, 6, 8)
 """Of the finetuning, where models are looked at if nobody says: early steps change most."""
+
+SIZE_QUARTERS = (2, 3, 4, 6, 8)
+"""Of the patch size that is mined, those that are studied if nobody says."""
+
+MERGED_FROM = 3
+"""Times as many k-means groups as clusters, where merging is studied and nobody says."""
+
+DOERSCH, CLIP, CLASSIFIER, RANDOM = BASELINES = ("doersch", "clip", "classifier", "random")
+"""Other ways to find what is typical."""
 
 
 class IndexParameters(BaseModel):
@@ -352,16 +363,8 @@ class TypicalityParameters(FinetuneParameters):
         }
 
 
-class MineParameters(TypicalityParameters):
-    """Mine what is typical of each label of a dataset."""
-
-    before_shards: Annotated[
-        int,
-        Field(
-            ge=-1,
-            description="Dataset shards also measured before finetuning, to compare; -1 for all.",
-        ),
-    ] = 1
+class PatchParameters(TypicalityParameters):
+    """Cut typicality into patches and group those."""
 
     patch_size: Annotated[
         int | None,
@@ -374,25 +377,6 @@ class MineParameters(TypicalityParameters):
     patches_per_image: Annotated[int, Field(ge=1, description="Patches taken per image.")] = 5
     top: Annotated[int, Field(ge=1, description="Patches kept per label.")] = 1000
     k: Annotated[int, Field(ge=1, description="Clusters per label.")] = 32
-
-    mode: Annotated[
-        Literal["resume", "verify", "recompute"],
-        Field(
-            description="resume uses what is there and makes the rest; verify first rereads all "
-            "results and makes damaged ones anew; recompute makes everything anew."
-        ),
-    ] = "resume"
-    patch_workers: Annotated[
-        int,
-        Field(
-            ge=0,
-            description="Processes that score patches, 0 for threads; DASK_SCHEDULER_ADDRESS, if "
-            "set, goes before.",
-        ),
-    ] = 0
-    min_images: Annotated[
-        int, Field(ge=1, description="Fewest good images that a label may have.")
-    ] = 2
 
     def settings(self) -> Settings:
         """As for measuring, and with the patch size of mining."""
@@ -413,16 +397,113 @@ class MineParameters(TypicalityParameters):
         }
 
 
-class StudyParameters(MineParameters):
-    """Mine with the model as it is at several steps of one finetuning."""
+class MineParameters(PatchParameters):
+    """Mine what is typical of each label of a dataset."""
 
-    at: Annotated[
-        tuple[int, ...],
+    before_shards: Annotated[
+        int,
         Field(
-            description="Finetuning steps to mine at; before finetuning (0) always. An eighth, a "
-            "quarter, half, three quarters and the end if empty."
+            ge=-1,
+            description="Dataset shards also measured before finetuning, to compare; -1 for all.",
         ),
+    ] = 1
+
+    finer: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="k-means makes so many times k groups, merged into k clusters by average "
+            "linkage: fewer mixed and duplicate ones. 1 for k-means alone, as in the paper.",
+        ),
+    ] = 1
+
+    mode: Annotated[
+        Literal["resume", "verify", "recompute"],
+        Field(
+            description="resume uses what is there and makes the rest; verify first rereads all "
+            "results and makes damaged ones anew; recompute makes everything anew."
+        ),
+    ] = "resume"
+    patch_workers: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="Processes that score patches, 0 for threads; DASK_SCHEDULER_ADDRESS, if "
+            "set, goes before.",
+        ),
+    ] = 0
+    min_images: Annotated[
+        int, Field(ge=1, description="Fewest good images that a label may have.")
+    ] = 2
+
+
+class TranslateParameters(PatchParameters):
+    """Redraw images under every label, and group what is typical in all of them at one place."""
+
+    targets: Annotated[
+        tuple[str, ...],
+        Field(description="Labels whose images are redrawn under each other; all if empty."),
     ] = ()
+    per_label: Annotated[
+        int, Field(ge=0, description="Images of each label that are redrawn; 0 for all.")
+    ] = 1000
+    steps: Annotated[int, Field(ge=2, description="Steps of DDIM sampling; they divide 1000.")] = 50
+    inversion_stride: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="Timesteps between those of the DDIM inversion; they divide 1000 / steps. "
+            "1 is exact; a shorter inversion is faster and says how well images come back.",
+        ),
+    ] = 1
+    guidance: Annotated[
+        float, Field(ge=0, description="Of the label that an image is redrawn under.")
+    ] = 7.5
+    start: Annotated[
+        Literal["inverted", "official"],
+        Field(
+            description="Latent that redrawing begins with: the one inverted to its first step, or "
+            "to the last of the 1000, as in the released research code."
+        ),
+    ] = "inverted"
+    top: Annotated[int, Field(ge=1, description="Sequences kept over all labels.")] = 10_000
+    k: Annotated[int, Field(ge=1, description="Joint clusters.")] = 32
+
+    def labels(self, there: Sequence[str]) -> list[str]:
+        """The labels to redraw under, of those that are there; InputError unless two are."""
+        if unknown := sorted(set(self.targets) - set(there)):
+            raise InputError(
+                f"targets should be labels of the dataset, but {unknown[0]!r} is none; it has "
+                f"{', '.join(there[:20])}{' and more' if len(there) > 20 else ''}."
+            )
+        wanted = [label for label in there if label in self.targets or not self.targets]
+        if len(wanted) < 2:
+            raise InputError(
+                f"images are redrawn under other labels, which takes two, but there is "
+                f"{len(wanted)}; give more targets, or a dataset with more labels."
+            )
+        return wanted
+
+    def sequence_options(self, size: int, cell: int) -> dict[str, Any]:
+        """What decides the sequences of an image, given its maps."""
+        options = self.patch_options(size, cell)
+        return {name: options[name] for name in ("size", "per_image", "cell")}
+
+    def translation_options(self, size: int) -> dict[str, Any]:
+        """What decides a redrawn image, beside its source, the labels and the model."""
+        return {
+            **self.settings().prompts.as_options(),
+            "size": size,
+            "steps": self.steps,
+            "inversion_stride": self.inversion_stride,
+            "start": self.start,
+            "guidance": self.guidance,
+        }
+
+
+class MinedStudyParameters(MineParameters):
+    """Study mining, against the known answer where there is one."""
+
     masks: Annotated[
         str | None,
         Field(
@@ -434,6 +515,135 @@ class StudyParameters(MineParameters):
         int, Field(ge=-1, description="Dataset shards that are mined; -1 for all.")
     ] = -1
 
+
+class TimestepStudyParameters(MinedStudyParameters):
+    """Mine with typicality of one narrow range of timesteps at a time."""
+
+    bins: Annotated[
+        int, Field(ge=2, le=100, description="Equal parts that the 1000 timesteps are cut into.")
+    ] = 10
+
+    def ranges(self) -> list[tuple[float, float]]:
+        """The bounds of the parts, as shares of the 1000 steps."""
+        bounds = [round(part / self.bins, 3) for part in range(self.bins + 1)]
+        return list(pairwise(bounds))
+
+
+class NoiseStudyParameters(MinedStudyParameters):
+    """Mine under draws of several seeds, free and with noise or timestep fixed."""
+
+    seeds: Annotated[
+        int, Field(ge=2, description="Seeds of the draws: the run's own and those after it.")
+    ] = 6
+
+
+class PatchSizeStudyParameters(MinedStudyParameters):
+    """Cut the same maps into patches of several sizes."""
+
+    sizes: Annotated[
+        tuple[int, ...],
+        Field(
+            description="Sides of patches in pixels, beside the one that is mined; half of it, "
+            "three quarters, one and a half times and twice it if empty."
+        ),
+    ] = ()
+
+    def sides(self, size: int) -> list[int]:
+        """The sides in pixels, ascending, for images of a shorter side of `size`."""
+        mined = self.settings().patch_size or default_patch_size(size)
+        wanted = self.sizes or tuple(
+            side for part in SIZE_QUARTERS if 8 <= (side := mined * part // 4) <= size
+        )
+        if wrong := [side for side in wanted if not 8 <= side <= size]:
+            raise InputError(
+                f"sizes should be from 8 to the images' shorter side ({size} px), but "
+                f"{wrong[0]} is not."
+            )
+        return sorted({mined, *wanted})
+
+
+class ClusterStudyParameters(MinedStudyParameters):
+    """Cluster the highest patches of each label in several ways."""
+
+    ks: Annotated[
+        tuple[int, ...],
+        Field(
+            description="Numbers of clusters, beside k; a quarter of it, half, and twice it if "
+            "empty."
+        ),
+    ] = ()
+    least_members: Annotated[
+        tuple[int, ...],
+        Field(min_length=1, description="Least members of a cluster, asked of HDBSCAN."),
+    ] = (6, 3, 12)
+
+    def numbers(self) -> list[int]:
+        """The numbers of clusters, ascending."""
+        wanted = self.ks or (self.k // 4, self.k // 2, 2 * self.k)
+        if wrong := [number for number in (*self.ks, *self.least_members) if number < 2]:
+            raise InputError(
+                f"ks and least_members should be 2 or more, but {wrong[0]} is not: one cluster, or "
+                "one member, is nothing to study."
+            )
+        return sorted({self.k, *(number for number in wanted if number >= 2)})
+
+    def merged_from(self) -> int:
+        """How many times as many groups are merged: as in mining, or three if it merges none."""
+        return self.finer if self.finer > 1 else MERGED_FROM
+
+
+class PredictabilityStudyParameters(MinedStudyParameters):
+    """Predict labels from patches of images that the classifier has not seen."""
+
+    patches: Annotated[
+        int, Field(ge=2, description="Patches of each label and kind that are taken, at most.")
+    ] = 200
+
+
+class GeneratedStudyParameters(MinedStudyParameters):
+    """Mine images that the model generates of each label, at several guidance scales."""
+
+    guidance: Annotated[
+        tuple[float, ...],
+        Field(
+            min_length=1,
+            description="Scales of classifier-free guidance; 1 is the label's prompt alone.",
+        ),
+    ] = (1.0, 2.5, 5.0, 7.5)
+    images: Annotated[
+        int, Field(ge=2, description="Images that are generated of each label at each scale.")
+    ] = 100
+    sampling_steps: Annotated[
+        int, Field(ge=1, le=1000, description="Steps of DDIM for each of them.")
+    ] = 50
+    patches: Annotated[
+        int, Field(ge=2, description="Highest patches of each label that labels are told by.")
+    ] = 200
+
+    def generation_options(self, label: str, guidance: float, size: int) -> dict[str, Any]:
+        """What decides the generated images of a label, beside the model."""
+        return {
+            **self.settings().prompts.as_options(),
+            "label": label,
+            "images": self.images,
+            "guidance": guidance,
+            "steps": self.sampling_steps,
+            "size": size,
+            "seed": self.seed,
+        }
+
+
+class StudyParameters(MinedStudyParameters):
+    """Mine with the model as it is at several steps of one finetuning."""
+
+    at: Annotated[
+        tuple[int, ...],
+        Field(
+            description="Finetuning steps to mine at; before finetuning (0) always. An eighth, a "
+            "quarter, half, three quarters and the end if empty."
+        ),
+    ] = ()
+
     def snapshots(self) -> list[int]:
         """The steps whose models are looked at, ascending, without 0."""
         steps = self.settings().finetune_steps
@@ -444,6 +654,58 @@ class StudyParameters(MineParameters):
                 "with no finetuning there is nothing to study."
             )
         return wanted
+
+
+class CompareParameters(MinedStudyParameters):
+    """Mine by typicality and by other methods, and measure what each finds and takes."""
+
+    baselines: Annotated[
+        tuple[Literal["doersch", "clip", "classifier", "random"], ...],
+        Field(
+            description="What typicality is compared with: doersch, clip, classifier, random; all "
+            "of them, clip only with a CLIP model, if empty."
+        ),
+    ] = ()
+    clip: Annotated[
+        str | None,
+        Field(
+            description="CLIP model that ranks patches by their likeness to the prompt: hub id, "
+            "folder or URL, such as openai/clip-vit-large-patch14-336."
+        ),
+    ] = None
+    doersch_seeds: Annotated[
+        int, Field(ge=1, description="Random windows of a label that Doersch et al. starts from.")
+    ] = 25_000
+    doersch_kept: Annotated[
+        int, Field(ge=1, description="Detectors of each label that Doersch et al. trains.")
+    ] = 1000
+    classifier_steps: Annotated[
+        int, Field(ge=1, description="Training steps of the classifier, of 32 images.")
+    ] = 500
+    halvings: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="How often the dataset is halved, to find patches on the parts too and see "
+            "how the seconds grow.",
+        ),
+    ] = 2
+
+    def compared(self) -> list[str]:
+        """The baselines, in the order of the page."""
+        wanted = self.baselines or [name for name in BASELINES if name != CLIP or self.clip]
+        return [name for name in BASELINES if name in wanted]
+
+    def classifier_options(self, size: int, cell: int) -> dict[str, Any]:
+        """What decides the classifier, beside the images."""
+        return {
+            "steps": self.classifier_steps,
+            "batch_size": 32,
+            "learning_rate": 1e-3,
+            "size": size,
+            "cell": cell,
+            "seed": self.seed,
+        }
 
 
 class LocalizeParameters(TypicalityParameters):

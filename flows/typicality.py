@@ -126,16 +126,19 @@ def measure(
     size: int,
     run: RunLedger,
     patch_options: dict[str, Any] | None = None,
+    changes: Mapping[str, dict[str, Any]] | None = None,
 ) -> list[list[str]]:
     """The keys of the maps of each side: some shards under one model, by the name of its time.
 
     patch_options: of the patches of the first side, to show the highest meanwhile; None for none.
+    changes: what of a side's options is not as the parameters say, by the side's name.
     """
-    root, options = parameters.root, parameters.typicality_options(size)
+    root, as_set = parameters.root, parameters.typicality_options(size)
+    options = {name: {**as_set, **(changes or {}).get(name, {})} for name in sides}
     there = published(open_root(root), STAGE)
     work = {
         name: [
-            Work(wanted_unit(shard, model, options, there), shard_name(shard), shard)
+            Work(wanted_unit(shard, model, options[name], there), shard_name(shard), shard)
             for shard in shards
         ]
         for name, (shards, model) in sides.items()
@@ -150,7 +153,7 @@ def measure(
     try:
         with Board(root, STAGE, "shard", parameters.title, root_tag(root), rows, there, typical):
             for name, works in work.items():
-                batch = _batches(parameters, sides[name][1], options)
+                batch = _batches(parameters, sides[name][1], options[name])
                 with run.stage(name):
                     done = fan_out(root, works, there, batch, decided(parameters.fanout))
                     measured.append([unit.key for unit in run.add(done)])

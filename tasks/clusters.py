@@ -15,24 +15,26 @@ STAGE = "clusters"
 TABLE = "clusters.parquet"
 
 
-def clusters_unit(features_key: str, k: int) -> Unit:
+def clusters_unit(features_key: str, k: int, finer: int = 1) -> Unit:
     """The unit of one label's features."""
-    return Unit(STAGE, ALGO, (features_key,), {"k": k})
+    options = {"k": k} if finer == 1 else {"k": k, "finer": finer}
+    return Unit(STAGE, ALGO, (features_key,), options)
 
 
 @stage_task(STAGE, "clusters {label}")
-def clusters(root: str, label: str, features_key: str, k: int) -> Done:
+def clusters(root: str, label: str, features_key: str, k: int, finer: int = 1) -> Done:
     """Cluster the patches of one label; k is lowered where patches are few."""
 
     def produce(attempt: Attempt) -> None:
         table = label_features(open_root(root), features_key)
-        clustered = cluster_selection(table.drop_columns(["feature"]), feature_matrix(table), k)
+        selection, features = table.drop_columns(["feature"]), feature_matrix(table)
+        clustered = cluster_selection(selection, features, k, finer=finer)
         attempt.write_table(TABLE, clustered)
         attempt.counts["patches"] = len(table)
         attempt.facts["label"] = label
         attempt.facts["k"] = adapted_k(len(table), k)
 
-    return fill(root, clusters_unit(features_key, k), produce)
+    return fill(root, clusters_unit(features_key, k, finer), produce)
 
 
 def label_clusters(root: Root, key: str) -> pa.Table:

@@ -1,4 +1,7 @@
-"""DIFT features of a label's highest patches; patches embedded before are taken over."""
+"""DIFT features of a label's highest patches; patches embedded before are taken over.
+
+A study may ask for those of another kind of patches, and without the label's prompt.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import pyarrow as pa
 
 from diffmining_core.features import ALGO
 from diffmining_core.images.pixels import load_pixels
+from diffmining_core.patches.scoring import HIGHEST
 from diffmining_core.store.ledger import Attempt, finished, read_manifests, read_table
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
@@ -28,7 +32,11 @@ Place = tuple[str, int, int]
 
 
 def features_unit(label: str, digest: str, model: ModelReference, options: dict[str, Any]) -> Unit:
-    """The unit of one label's highest patches; `options` are the prompts, size and seed."""
+    """The unit of one label's highest patches; `options` are the prompts, size and seed.
+
+    Where they are not as in mining also `kind` of the patches, how many of the `first` ones, and
+    whether the prompt is the one without the label (`unlabelled`).
+    """
     return Unit(STAGE, ALGO, (digest, model.digest), {"label": label, **options})
 
 
@@ -42,12 +50,12 @@ def features(
     options: dict[str, Any],
     device: Device,
 ) -> Done:
-    """Embed the highest patches of one label, each image once."""
+    """Embed the patches of one label, each image once."""
     unit = features_unit(label, digest, model, options)
 
     def produce(attempt: Attempt) -> None:
         opened = open_root(root)
-        rows = selection.of_label(selection.selected(opened, selection_key), label, "highest")
+        rows = patches_of(selection.selected(opened, selection_key), label, options)
         known = _embedded_before(opened, unit)
         missing: dict[tuple[str, str], list[Place]] = defaultdict(list)
         places = []
@@ -68,6 +76,12 @@ def features(
     return fill(root, unit, produce, device.name)
 
 
+def patches_of(selected: pa.Table, label: str, options: dict[str, Any]) -> pa.Table:
+    """The patches of a label that are embedded with these options, by rank."""
+    rows = selection.of_label(selected, label, options.get("kind", HIGHEST))
+    return rows.slice(0, options.get("first"))
+
+
 def _embed(
     root: str,
     label: str,
@@ -84,7 +98,9 @@ def _embed(
 
     pipeline = loaded(root, model, device)
     before = pipeline.unet_forwards
-    prompt_embeds = pipeline.embed_prompts([PromptTemplate.from_options(options).of(label)])[0]
+    prompts = PromptTemplate.from_options(options)
+    prompt = prompts.null if options.get("unlabelled") else prompts.of(label)
+    prompt_embeds = pipeline.embed_prompts([prompt])[0]
     with Progress(f"features {label}", len(missing), "images") as progress:
         for (image_id, uri), places in missing.items():
             vectors = image_features(
@@ -125,9 +141,9 @@ def _places(table: pa.Table) -> list[Place]:
     )
 
 
-def feature_matrix(table: pa.Table) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """The features of a table as float32 [n, d]."""
-    column = table.column("feature").combine_chunks()
+def feature_matrix(table: pa.Table, name: str = "feature") -> np.ndarray[Any, np.dtype[np.float32]]:
+    """The features of a table, a column of lists of one length, as float32 [n, d]."""
+    column = table.column(name).combine_chunks()
     vectors = column.flatten().to_numpy(zero_copy_only=False)
     matrix: np.ndarray[Any, np.dtype[np.float32]] = vectors.reshape(len(table), -1)
     return matrix

@@ -7,7 +7,7 @@ import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -348,8 +348,19 @@ def _without(table: pa.Table, dropped: Sequence[int]) -> pa.Table:
 
 
 def good_images(root: Root, shard: Shard) -> list[ShardImage]:
-    """The images of a shard that were not set aside."""
-    return shards.images_of(shards.good(shard_table(root, shard)))
+    """The images of a shard that were not set aside, by their full addresses."""
+    manifest = finished(root, shard.stage, shard.key)
+    table = _without(read_table(root, manifest, TABLE), shard.dropped)
+    return [
+        image
+        if _is_full(image.uri)
+        else replace(image, uri=root.url_of(f"{manifest.attempt}/{image.uri}"))
+        for image in shards.images_of(shards.good(table))
+    ]
+
+
+def _is_full(uri: str) -> bool:
+    return uri.startswith("/") or "://" in uri.partition("#")[0]
 
 
 def set_aside_rows(root: Root, dataset: Sequence[Shard]) -> Iterator[tuple[str, str]]:

@@ -26,10 +26,15 @@ def patches_unit(typicality_key: str, options: dict[str, Any]) -> Unit:
 
 @stage_task(STAGE)
 def patches(
-    root: str, typicality_keys: Sequence[str], options: dict[str, Any], workers: int = 0
+    root: str,
+    typicality_keys: Sequence[str],
+    options: dict[str, Any],
+    workers: int = 0,
+    maps_stage: str = "typicality",
 ) -> list[Done]:
     """Score and pick the patches of all shards, one `Done` for each of `typicality_keys`.
 
+    maps_stage: whose maps these are, where they are not of typicality but of a baseline.
     Only units without a manifest are made, spread over `workers` processes, or threads if 0 (see
     `tasks.dask_client`). One that fails stops no other; the first is raised in the end.
     """
@@ -44,7 +49,8 @@ def patches(
     random.SystemRandom().shuffle(missing)
     if missing:
         failures = Failures()
-        work = partial(shard_unit, opened.url, options)  # absolute: workers have folders of theirs
+        # absolute: workers have folders of theirs
+        work = partial(shard_unit, opened.url, options, maps_stage=maps_stage)
         with (
             dask_client(min(workers, len(missing))) as client,
             Progress(STAGE, len(missing), "shards") as progress,
@@ -59,12 +65,14 @@ def patches(
     return [done[key] for key in typicality_keys]
 
 
-def shard_unit(root: str, options: dict[str, Any], typicality_key: str) -> Done:
+def shard_unit(
+    root: str, options: dict[str, Any], typicality_key: str, maps_stage: str = "typicality"
+) -> Done:
     """Score, pick and publish the patches of one typicality unit, in the thread that calls."""
 
     def produce(attempt: Attempt) -> None:
         opened = open_root(root)
-        maps = read_maps(opened, finished(opened, "typicality", typicality_key))
+        maps = read_maps(opened, finished(opened, maps_stage, typicality_key))
         table = shard_patches(maps, **options)
         attempt.write_table(TABLE, table)
         attempt.counts["maps"] = len(maps.image_id)

@@ -128,7 +128,7 @@ def _write(attempt: Attempt, ranked: pa.Table) -> None:
     attempt.write_table(SHARDS_TABLE, ranked.select(["shard"]))
     attempt.counts["patches"] = table.num_rows
     attempt.facts["labels"] = {
-        label: highest_digest(of_label(table, label, "highest"))
+        label: patches_digest(of_label(table, label, "highest"))
         for label in sorted(table.column("label").unique().to_pylist())
     }
 
@@ -214,14 +214,23 @@ def label_digests(root: str, key: str) -> dict[str, str]:
     return digests
 
 
+def kind_digests(root: str, key: str, kind: str, first: int) -> dict[str, str]:
+    """Per label with patches, the digest of which ones are the first of a kind."""
+    table = selected(open_root(root), key)
+    return {
+        label: patches_digest(of_label(table, label, kind).slice(0, first))
+        for label in sorted(table.column("label").unique().to_pylist())
+    }
+
+
 def of_label(table: pa.Table, label: str, kind: str) -> pa.Table:
     """The rows of one label and kind, by rank."""
     rows = table.filter((pc.field("label") == label) & (pc.field("kind") == kind))
     return rows.sort_by("label_rank")
 
 
-def highest_digest(highest: pa.Table) -> str:
-    """What identifies a label's highest patches, wherever their images lie."""
+def patches_digest(patches: pa.Table) -> str:
+    """What identifies patches, such as a label's highest, wherever their images lie."""
     columns = ("image_id", "y", "x", "size", "typicality")
-    rows = zip(*(highest.column(name).to_pylist() for name in columns), strict=True)
+    rows = zip(*(patches.column(name).to_pylist() for name in columns), strict=True)
     return hashlib.sha256("\n".join(map(repr, rows)).encode()).hexdigest()

@@ -84,6 +84,8 @@ def typicality(
                     draws=options["draws"],
                     t_range=(options["t_range"][0], options["t_range"][1]),
                     seed=options["seed"],
+                    draws_seed=options.get("draws_seed"),
+                    fixed=options.get("fixed"),
                 ),
                 batch_size,
                 progress.advance,

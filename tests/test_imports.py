@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[1]
 LAYERS = ("diffmining_core", "tasks", "flows", "deployments")
 """Each may import itself and those before it."""
 
-MODEL_ROOMS = ("models", "finetuning", "typicality", "features")
+MODEL_ROOMS = ("models", "finetuning", "typicality", "features", "baselines")
 PLAIN_ROOMS = ("patches", "clusters", "localization", "evaluation", "signs", "report")
 
 

@@ -50,10 +50,16 @@ class Box:
 
     def hit_by(self, y: int, x: int, size: int) -> bool:
         """Whether the patch with top left corner (y, x) hits this box, by the rule of HIT_SHARE."""
+        return self.overlap(y, x, size) >= HIT_SHARE
+
+    def overlap(self, y: int, x: int, size: int) -> float:
+        """The area shared with that patch, as a share of the greatest for their sizes."""
         overlap_y = min(self.y1, y + size) - max(self.y0, y)
         overlap_x = min(self.x1, x + size) - max(self.x0, x)
+        if min(overlap_y, overlap_x) <= 0:
+            return 0.0
         greatest = min(self.y1 - self.y0, size) * min(self.x1 - self.x0, size)
-        return min(overlap_y, overlap_x) > 0 and overlap_y * overlap_x >= HIT_SHARE * greatest
+        return overlap_y * overlap_x / greatest
 
 
 def boxes_by_uri(truth: pa.Table, uris: Iterable[str]) -> dict[str, list[Box]]:

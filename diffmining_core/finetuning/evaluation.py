@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from diffmining_core.finetuning.batches import Batches
 from diffmining_core.finetuning.losses import BINS
+from diffmining_core.models.generation import Predict
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.models.seeds import seeded
-
-Predict = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Noisy latents, timesteps, prompt embeddings -> what the UNet says, float32."""
 
 
 @dataclass(frozen=True)

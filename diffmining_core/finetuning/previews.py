@@ -7,13 +7,11 @@ import json
 import unicodedata
 from collections.abc import Sequence
 
-import numpy as np
 import torch
-from diffusers import DDIMScheduler
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from diffmining_core.finetuning.evaluation import Predict
+from diffmining_core.models.generation import Predict, latent_shape, sampled
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.models.seeds import seeded
@@ -59,32 +57,17 @@ def generated_latents(
     seed: int,
 ) -> torch.Tensor:
     """Latents [columns, channels, h, w] sampled by DDIM with guidance away from the null prompt."""
-    scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    scheduler.set_timesteps(DDIM_STEPS, device=pipeline.device)
-    cells = side // pipeline.cell
-    shape = (pipeline.vae.config.latent_channels, cells, cells)
+    shape = latent_shape(pipeline, side)
     noise = [torch.randn(shape, generator=seeded(seed, "preview", i)) for i in range(columns)]
-    latents = torch.stack(noise).to(pipeline.device)
     embeds = pipeline.embed_prompts([prompts.null, prompts.of(label)])
-    embeds = embeds.repeat_interleave(columns, 0)
-    for timestep in scheduler.timesteps:
-        both = predict(latents.repeat(2, 1, 1, 1), timestep.expand(2 * columns), embeds)
-        null, conditioned = both.chunk(2)
-        guided = null + GUIDANCE * (conditioned - null)
-        latents = scheduler.step(guided, timestep, latents).prev_sample
-    return latents
+    return sampled(pipeline, predict, torch.stack(noise), embeds, GUIDANCE, DDIM_STEPS)
 
 
-@torch.no_grad()
 def decoded(pipeline: Pipeline, latents: torch.Tensor) -> list[Image.Image]:
-    """The images of latents, one after the other through the decoder."""
-    images = []
-    for one in latents / pipeline.vae.config.scaling_factor:
-        pixels = pipeline.vae.decode(one[None].to(pipeline.vae.dtype)).sample[0].float()
-        values = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu()
-        image = Image.fromarray(np.asarray(values))
+    """The images of latents, no larger than they are shown."""
+    images = [Image.fromarray(pixels) for pixels in pipeline.decode(latents)]
+    for image in images:
         image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-        images.append(image)
     return images
 
 

@@ -28,7 +28,7 @@ _CHANGED = (
 
 def resized_hw(width: int, height: int, size: int) -> tuple[int, int]:
     """(h, w) of the model-size image of an image of width × height pixels."""
-    resized_width, resized_height = _resized_size(width, height, size)
+    resized_width, resized_height = resized_size(width, height, size)
     return _multiple(resized_height), _multiple(resized_width)
 
 
@@ -37,7 +37,7 @@ def model_scale(width: int, height: int, size: int) -> tuple[float, float]:
 
     For places in the original image, such as boxes; the two differ by the rounding of the resize.
     """
-    resized_width, resized_height = _resized_size(width, height, size)
+    resized_width, resized_height = resized_size(width, height, size)
     return resized_height / height, resized_width / width
 
 
@@ -100,7 +100,7 @@ def model_size(
     image: Image.Image, size: int, resample: Image.Resampling = Image.Resampling.LANCZOS
 ) -> Image.Image:
     """The image resized so that its shorter side has `size` pixels, and cropped."""
-    resized = image.resize(_resized_size(*image.size, size), resample)
+    resized = image.resize(resized_size(*image.size, size), resample)
     h, w = resized_hw(*image.size, size)
     return resized.crop((0, 0, w, h))
 
@@ -110,7 +110,7 @@ def content_id(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:32]
 
 
-def _resized_size(width: int, height: int, size: int) -> tuple[int, int]:
+def resized_size(width: int, height: int, size: int) -> tuple[int, int]:
     """(width, height) after the resize, before the crop."""
     short = min(width, height)
     return round(width * size / short), round(height * size / short)

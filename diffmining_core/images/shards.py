@@ -50,7 +50,7 @@ SHARD_SCHEMA = pa.schema(
     [
         # First 32 hex digits of the sha256 of the file's bytes; null if they could not be read.
         pa.field("image_id", pa.string()),
-        # Absolute local path or fsspec URL.
+        # Absolute local path or fsspec URL; of a shard that holds its images, relative to its unit.
         pa.field("uri", pa.string(), nullable=False),
         pa.field("label", pa.string(), nullable=False),
         # Pixels, upright (after EXIF; as in the header if it was not decoded); null if unknown.

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
+import numpy.typing as npt
 import torch
 import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -96,6 +98,19 @@ class Pipeline:
         posterior = self.vae.encode(pixel_values.to(self.device, self.vae.dtype)).latent_dist
         scale = self.vae.config.scaling_factor
         return posterior.mean.float() * scale, posterior.std.float() * scale
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> npt.NDArray[np.uint8]:
+        """The images uint8 [n, H, W, 3] of scaled latents [n, channels, h, w].
+
+        One after the other: the decoder takes more memory than all else.
+        """
+        images = []
+        for one in latents / self.vae.config.scaling_factor:
+            pixels = self.vae.decode(one[None].to(self.device, self.vae.dtype)).sample[0].float()
+            values = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0)
+            images.append(values.cpu().numpy())
+        return np.stack(images)
 
     def add_noise(
         self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor

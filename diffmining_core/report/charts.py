@@ -157,11 +157,15 @@ class Line:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Several named lines over the same steps; ticks are (position in px, text)."""
+    """Several named lines over the same steps; ticks are (position in px, text).
+
+    zero: the height of 0 in px.
+    """
 
     lines: list[Line]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
+    zero: float = HEIGHT - _BOTTOM
     width: int = WIDTH
     height: int = HEIGHT
     left: int = _LEFT
@@ -169,16 +173,21 @@ class LineChart:
     bottom: int = HEIGHT - _BOTTOM
 
 
-def line_chart(steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> LineChart:
-    """Shares of 1 by step, one line a name, from 0 up to the greatest."""
-    highest = max(max(of_line) for of_line in values.values()) or 1.0
+def line_chart(steps: Sequence[float], values: Mapping[str, Sequence[float]]) -> LineChart:
+    """Numbers by step, one line a name, from 0, or from the least below it, up to the greatest."""
+    highest = max(0.0, *(max(of_line) for of_line in values.values()))
+    lowest = min(0.0, *(min(of_line) for of_line in values.values()))
+    span = highest - lowest
+    if not span:
+        highest = span = 1.0
     first, last = steps[0], max(steps[-1], steps[0] + 1)
 
     def x(step: float) -> float:
         return round(_LEFT + (step - first) / (last - first) * (WIDTH - _LEFT - _NAMES), 1)
 
     def y(value: float) -> float:
-        return round(HEIGHT - _BOTTOM - value / highest * (HEIGHT - _TOP - _BOTTOM), 1)
+        share = (value - lowest) / span
+        return round(HEIGHT - _BOTTOM - share * (HEIGHT - _TOP - _BOTTOM), 1)
 
     names_y = _apart({name: y(of_line[-1]) for name, of_line in values.items()})
     return LineChart(
@@ -192,7 +201,8 @@ def line_chart(steps: Sequence[int], values: Mapping[str, Sequence[float]]) -> L
             for name, line in values.items()
         ],
         x_ticks=[(x(step), f"{step:,.0f}") for step in _round_ticks(first, last, 5)],
-        y_ticks=[(y(value), f"{value:g}") for value in _round_ticks(0, highest, 4)],
+        y_ticks=[(y(value), f"{value:.6g}") for value in _round_ticks(lowest, highest, 4)],
+        zero=y(0),
     )
 
 
@@ -203,6 +213,9 @@ def _apart(wanted: Mapping[str, float]) -> dict[str, float]:
     for name, height in sorted(wanted.items(), key=lambda pair: -pair[1]):
         lowest = min(height, lowest - _NAME_HEIGHT)
         placed[name] = lowest
+    highest = float(_TOP - _NAME_HEIGHT)
+    for name in reversed(placed):  # what was pushed out at the top comes down again
+        placed[name] = highest = max(placed[name], highest + _NAME_HEIGHT)
     return placed
 
 

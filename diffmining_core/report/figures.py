@@ -57,7 +57,7 @@ def sprite(tiles: Sequence[Tile]) -> Sprite:
     result = Sprite(sheet, side)
     for index, tile in enumerate(tiles):
         x, y = result.corner(index)
-        bordered = np.pad(_fitted(tile, side), [(_SPRITE_GUTTER,) * 2] * 2 + [(0, 0)], mode="edge")
+        bordered = np.pad(fitted(tile, side), [(_SPRITE_GUTTER,) * 2] * 2 + [(0, 0)], mode="edge")
         sheet.paste(Image.fromarray(bordered), (x - _SPRITE_GUTTER, y - _SPRITE_GUTTER))
     return result
 
@@ -105,7 +105,9 @@ def strips_figure(strips: Mapping[str, Mapping[str, Sequence[Tile]]]) -> Image.I
     """
     columns = {name: _strip_grid(rows) for name, rows in strips.items()}
     names = list(next(iter(strips.values())))
-    names_width, heading_height, between = 110, 34 if len(columns) > 1 else 0, 28
+    longest = max((font(name, 20).getlength(name) for name in names), default=0)
+    names_width = max(110, math.ceil(longest) + 14)
+    heading_height, between = 34 if len(columns) > 1 else 0, 28
     width = names_width + sum(grid.width + between for grid in columns.values()) - between
     height = heading_height + max(grid.height for grid in columns.values())
     figure = Image.new("RGB", (width, height), _PAPER)
@@ -147,13 +149,13 @@ def overview_figure(title: str, labels: Sequence[tuple[str, TileRows]]) -> Image
     )
     draw = ImageDraw.Draw(sheet)
     title_font = font(title, 40)
-    draw.text((_MARGIN, _MARGIN), _shortened(title, title_font, sheet.width), _INK, title_font)
+    draw.text((_MARGIN, _MARGIN), shortened(title, title_font, sheet.width), _INK, title_font)
     for index, (label, rows) in enumerate(labels):
         row, column = divmod(index, across)
         x = _MARGIN + column * (block_width + _MARGIN)
         y = top + row * (block_height + _MARGIN)
         label_font = font(label, 26)
-        draw.text((x, y), _shortened(label, label_font, block_width), _INK, label_font)
+        draw.text((x, y), shortened(label, label_font, block_width), _INK, label_font)
         sheet.paste(_grid(rows, _TILE, COLUMN_GAP, ROW_GAP, _PAPER), (x, y + 44))
     return sheet
 
@@ -173,9 +175,10 @@ def _own_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def _shortened(
+def shortened(
     text: str, text_font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
 ) -> str:
+    """The text in one line of at most `width` px, cut off with "..." where it is longer."""
     text = " ".join(text.split())  # a line break would draw over the pictures below
     if text_font.getlength(text) <= width:
         return text
@@ -197,7 +200,7 @@ def _grid(
     for row, tiles in enumerate(rows):
         for column, tile in enumerate(tiles):
             at = (column * (side + column_gap), row * (side + row_gap))
-            sheet.paste(Image.fromarray(_fitted(tile, side)), at)
+            sheet.paste(Image.fromarray(fitted(tile, side)), at)
     return sheet
 
 
@@ -210,7 +213,8 @@ def _grid_size(
     return max(width, 1), max(height, 1)
 
 
-def _fitted(tile: Tile, side: int) -> Tile:
+def fitted(tile: Tile, side: int) -> Tile:
+    """The square tile at `side` px."""
     if tile.shape[:2] == (side, side):
         return tile
     return np.asarray(Image.fromarray(tile).resize((side, side), Image.Resampling.BICUBIC))

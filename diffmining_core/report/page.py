@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -203,6 +204,13 @@ class ScoreUnit:
 
     exponent: int
 
+    @classmethod
+    def of(cls, values: pa.ChunkedArray) -> ScoreUnit:
+        """The power of ten of the largest of the values; ones for what is read well as it is."""
+        largest = pc.max(pc.abs(values)).as_py() or 1.0
+        exponent = math.floor(math.log10(largest))
+        return cls(exponent if exponent < -1 or exponent > 2 else 0)
+
     def text(self, typicality: float) -> str:
         """The typicality in this unit, signed."""
         return f"{typicality / 10.0**self.exponent:+.2f}".replace("-", "−")
@@ -219,10 +227,8 @@ class ScoreUnit:
 
 
 def _score_unit(source: SiteSource) -> ScoreUnit:
-    """One unit for all pages: the power of ten of the largest typicality among the patches."""
-    largest = pc.max(pc.abs(source.selection["typicality"])).as_py() or 1.0
-    exponent = math.floor(math.log10(largest))
-    return ScoreUnit(exponent if exponent < -1 or exponent > 2 else 0)
+    """One unit for all pages, from the typicality of all patches."""
+    return ScoreUnit.of(source.selection["typicality"])
 
 
 def _write_label(

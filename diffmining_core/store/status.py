@@ -23,6 +23,7 @@ STAGES = (
     "dataset",
     "dataset_train",
     "finetune",
+    "generated",
     "typicality",
     "patches",
     "selection",
@@ -33,6 +34,12 @@ STAGES = (
     "report",
     "study",
     "localization",
+    "translation",
+    "cotypicality",
+    "sequences",
+    "joint_features",
+    "joint_clusters",
+    "parallel_report",
     "night",
 )
 """In the order of the data's path."""

@@ -52,6 +52,11 @@ class TypicalityOptions:
     t_range: tuple[float, float]
     """Timesteps drawn from, as a share of the 1000 training steps."""
     seed: int
+    """Of the draws and of each image's posterior sample."""
+    draws_seed: int | None = None
+    """Of the draws, where it is another than that of the images."""
+    fixed: str | None = None
+    """What all draws share: `noise`, `timestep`, or nothing."""
 
 
 def shard_typicality(
@@ -75,13 +80,14 @@ def shard_typicality(
     }
     maps: dict[int, RowMap] = {}
     set_aside: dict[int, str] = {}
-    for hw, groups in _by_shape(rows_of_images(images), images, options.size):
+    for hw, groups in by_shape(rows_of_images(images), images, options.size):
         latent_shape = (
             int(pipeline.unet.config.in_channels),
             hw[0] // pipeline.cell,
             hw[1] // pipeline.cell,
         )
-        draws = draw(options.seed, latent_shape, options.draws, options.t_range)
+        seed = options.seed if options.draws_seed is None else options.draws_seed
+        draws = draw(seed, latent_shape, options.draws, options.t_range, options.fixed)
         for start in range(0, len(groups), batch_size):
             batch = {rows[0]: rows for rows in groups[start : start + batch_size]}
             pixels, unusable = _read_batch(images, list(batch), options.size, hw)
@@ -155,7 +161,7 @@ def _read_batch(
     )
 
 
-def _by_shape(
+def by_shape(
     groups: Sequence[list[int]], images: Sequence[ShardImage], size: int
 ) -> Iterator[tuple[tuple[int, int], list[list[int]]]]:
     """The images, each as its rows, of each model-size shape (h, w)."""

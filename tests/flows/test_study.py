@@ -17,7 +17,7 @@ from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import read_manifests
 from diffmining_core.store.roots import open_root
 from flows.parameters import MineParameters, StudyParameters
-from flows.study import study_finetuning
+from flows.study.finetuning import study_finetuning
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 

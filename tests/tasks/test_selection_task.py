@@ -19,9 +19,9 @@ from tasks.index import Shard, good_images
 from tasks.patches import patches
 from tasks.selection import (
     STAGE,
-    highest_digest,
     label_digests,
     of_label,
+    patches_digest,
     select,
     selected,
     selection_unit,
@@ -112,7 +112,7 @@ def test_what_is_stored_is_found_again(root: Path, six: list[Picked]) -> None:
     assert highest["typicality"].to_pylist() == sorted(highest["typicality"].to_pylist())[::-1]
     digests = label_digests(str(root), key)
     assert digests.keys() == set(LABELS)
-    assert digests["borvik"] == highest_digest(highest)
+    assert digests["borvik"] == patches_digest(highest)
     dataset, keys = zip(*six, strict=True)
     assert not select.fn(str(root), dataset, keys, TOP, 3).computed
 

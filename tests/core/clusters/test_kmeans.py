@@ -163,6 +163,31 @@ def test_the_tables_of_two_labels() -> None:
     assert cluster_summary(clusters.slice(0, 0)).schema == CLUSTER_SUMMARY_SCHEMA
 
 
+def test_merging_finer_groups_finds_a_rare_element_that_k_means_throws_together() -> None:
+    """A common one, which k-means cuts in two, and two rare ones that are nearer to each other."""
+    rng = np.random.default_rng(0)
+    common = rng.normal(0, 0.3, (120, 2))
+    rare = [rng.normal([3, y], 0.02, (4, 2)) for y in (0.0, 1.5)]
+    features = np.concatenate([common, *rare]).astype(np.float32)
+    typicality = np.repeat([0.1, 0.3, 0.2], [120, 4, 4]).astype(np.float32)
+    plain, _ = cluster_label(features, typicality, 3)
+    assert len(set(plain[120:].tolist())) == 1
+    merged, distance = cluster_label(features, typicality, 3, finer=4)
+    assert merged.tolist() == [2] * 120 + [0] * 4 + [1] * 4
+    mean = features[merged == 2].mean(axis=0)
+    np.testing.assert_allclose(
+        distance[:120], np.linalg.norm(features[:120] - mean, axis=1), atol=1e-5
+    )
+
+
+def test_merging_leaves_as_many_clusters_as_are_asked_for_where_there_are_enough() -> None:
+    features, _ = blobs([5, 5, 5])
+    typicality = np.zeros(15, np.float32)
+    assert len(set(cluster_label(features, typicality, 4, finer=3)[0].tolist())) == 4
+    few = np.eye(3, dtype=np.float32)[np.arange(9) % 3]
+    assert len(set(cluster_label(few, typicality[:9], 5, finer=3)[0].tolist())) == 3
+
+
 def test_golden() -> None:
     """Other clusters under the same ALGO would mix with those stored: raise it with them."""
     i = np.arange(60)
@@ -170,3 +195,7 @@ def test_golden() -> None:
     cluster, _ = cluster_label(features, np.cos(i).astype(np.float32), 5)
     expected = "223421202421202322202322120342120242120232222234212024212023"
     assert (ALGO, "".join(map(str, cluster))) == ("kmeans-1", expected)
+    merged, _ = cluster_label(features, np.cos(i).astype(np.float32), 5, finer=3)
+    assert "".join(map(str, merged)) == (
+        "222431022421022423022223102243102242102242302224310224210224"
+    )

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from diffmining_core.report.charts import (
@@ -7,6 +9,7 @@ from diffmining_core.report.charts import (
     WIDTH,
     LossChart,
     bin_chart,
+    line_chart,
     loss_chart,
     strip_plot,
 )
@@ -88,3 +91,30 @@ def test_of_very_many_a_strip_shows_some_and_their_dots_stay_inside() -> None:
 def test_a_strip_of_zeros_is_drawn() -> None:
     plot = strip_plot({"Mass": {"after": [0.0, 0.0]}}, {"Mass": 0.0})
     assert [x for x, _ in plot.groups[0].strips[0].dots] == [0, 0]
+
+
+def test_a_line_chart_reaches_below_zero_where_numbers_do() -> None:
+    chart = line_chart([1, 2.5, 7.5], {"a": [0.2, -0.1, 0.1], "b": [0, 0, 0]})
+    (_, high), (_, low), (_, middle) = chart.lines[0].dots
+    assert high < middle < chart.zero < low == chart.bottom
+    assert chart.lines[1].dots[0][1] == chart.zero
+    assert (chart.zero - high) == pytest.approx(2 * (low - chart.zero), abs=0.2)
+    assert chart.lines[0].dots[0][0] == chart.left
+    assert "0" in [text for _, text in chart.y_ticks]
+    assert "-0.1" in [text for _, text in chart.y_ticks]
+    above = line_chart([0, 1], {"a": [0.5, 1.0]})
+    assert above.zero == above.bottom
+
+
+def test_names_of_lines_that_end_together_stay_apart_and_in_the_picture() -> None:
+    ends = {"a": 1.0, "b": 0.99, "c": 0.98, "d": 0.0, "e": 0.01}
+    chart = line_chart([0, 1], {name: [0.5, end] for name, end in ends.items()})
+    heights = sorted(line.name_y for line in chart.lines)
+    assert all(below - above >= 14 for above, below in pairwise(heights))
+    assert 10 <= heights[0] <= heights[-1] <= chart.bottom
+    assert min(chart.lines, key=lambda line: line.name_y).name == "a"
+
+
+def test_a_line_chart_of_nothing_but_zeros_is_flat() -> None:
+    chart = line_chart([0, 1], {"a": [0.0, 0.0]})
+    assert {y for _, y in chart.lines[0].dots} == {chart.bottom}

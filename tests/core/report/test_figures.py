@@ -55,6 +55,14 @@ def test_strips_figure_names_rows_and_columns() -> None:
     assert np.asarray(alone)[:96, :100].min() < 100  # a name is written
 
 
+def test_a_long_name_of_a_row_makes_room_for_itself() -> None:
+    short = figures.strips_figure({"": {"Highest": [tile(10)]}})
+    long = figures.strips_figure({"": {"Highest of all patches": [tile(10)]}})
+    assert long.width > short.width + 60
+    assert (np.asarray(long)[:, -96:] == 10).all()
+    assert (np.asarray(long)[:, -106:-96] == 255).all()
+
+
 @pytest.mark.parametrize("count", [1, 5, 10, 24])
 def test_overview_figure_has_a_block_for_every_label(count: int) -> None:
     rows = [[tile(7)] * 5] * 3

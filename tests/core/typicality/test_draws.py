@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffmining_core.typicality.draws import draw, sample_posterior
+from diffmining_core.typicality.draws import draw, fixed_timestep, sample_posterior
 
 SHAPE = (4, 8, 9)
 PAPER = (0.1, 0.7)
@@ -44,6 +44,26 @@ def test_timesteps_are_uniform_over_their_range(
 
 def test_a_range_of_one_timestep_gives_that_one() -> None:
     assert draw(0, (1, 1, 1), 4, (0.161, 0.162)).timesteps.tolist() == [161] * 4
+
+
+def test_fixed_noise_is_that_of_the_first_draw_and_the_timesteps_are_as_ever() -> None:
+    free, fixed = draw(42, SHAPE, 5, PAPER), draw(42, SHAPE, 5, PAPER, fixed="noise")
+    assert torch.equal(fixed.noise, free.noise[:1].expand(5, -1, -1, -1))
+    assert torch.equal(fixed.timesteps, free.timesteps)
+
+
+def test_a_fixed_timestep_is_the_same_for_every_shape_and_the_noise_is_as_ever() -> None:
+    free, fixed = draw(42, SHAPE, 5, PAPER), draw(42, SHAPE, 5, PAPER, fixed="timestep")
+    assert torch.equal(fixed.noise, free.noise)
+    assert fixed.timesteps.tolist() == [fixed_timestep(42, PAPER)] * 5
+    other_shape = draw(42, (4, 9, 8), 5, PAPER, fixed="timestep")
+    assert torch.equal(other_shape.timesteps, fixed.timesteps)
+
+
+def test_fixed_timesteps_of_many_seeds_cover_the_range() -> None:
+    chosen = [fixed_timestep(seed, (0.3, 0.4)) for seed in range(300)]
+    assert 300 <= min(chosen) < 305
+    assert 395 <= max(chosen) < 400
 
 
 def test_noise_is_standard_normal_and_draws_are_unlike() -> None:

@@ -226,3 +226,38 @@ def test_an_image_that_was_good_when_indexed_is_missed(
 ) -> None:
     with pytest.raises(ImageError, match=spoilt[place].uri):
         shard_typicality(pipeline, [spoilt[place], spoilt[3]], OPTIONS, 8)
+
+
+def test_another_seed_of_the_draws_leaves_the_images_as_they_are(
+    pipeline: Pipeline, images: list[ShardImage]
+) -> None:
+    """With one seed for images and draws, both would differ."""
+    own = measured(pipeline, images, OPTIONS, 2)
+    same = measured(pipeline, images, replace(OPTIONS, draws_seed=OPTIONS.seed), 2)
+    assert_alike(own, same)
+    other = measured(pipeline, images, replace(OPTIONS, draws_seed=7), 2)
+    image = images[0]
+    pixels = load_pixels(image.uri, 64, image.image_id)
+    values = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
+    latents = sample_posterior(*pipeline.encode_posterior(values), OPTIONS.seed, [image.image_id])
+    expected = typicality(
+        pipeline,
+        latents,
+        pipeline.embed_prompts([OPTIONS.prompts.of(image.label)]),
+        torch.tensor([0]),
+        pipeline.embed_prompts([OPTIONS.prompts.null]),
+        draw(7, (4, 8, 8), OPTIONS.draws, OPTIONS.t_range),
+    )
+    np.testing.assert_allclose(other[0].mean, expected.mean[0].numpy(), atol=ERROR, rtol=0)
+    assert not np.allclose(other[0].mean, own[0].mean, atol=10 * ERROR)
+
+
+def test_what_all_draws_share_reaches_the_maps(
+    pipeline: Pipeline, images: list[ShardImage]
+) -> None:
+    """Of draws that are all alike, no position deviates from its mean."""
+    one_step = replace(OPTIONS, t_range=(0.3, 0.301))
+    free = measured(pipeline, images[:1], one_step, 1)
+    fixed = measured(pipeline, images[:1], replace(one_step, fixed="noise"), 1)
+    assert free[0].m2.max() > ERROR
+    assert fixed[0].m2.max() < ERROR**2
