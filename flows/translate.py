@@ -142,8 +142,8 @@ def translate(parameters: TranslateParameters) -> dict[str, Any]:
         get_run_logger().warning(note)
 
     chosen = chosen_sources(root, dataset, labels, parameters.per_label, parameters.seed)
-    (own_maps,) = measure(parameters, {"typicality": (chosen, model)}, size, run)
-    sources = measured_sources(root, chosen, own_maps)
+    (measured,) = measure(parameters, {"typicality": (chosen, model)}, size, run)
+    sources, own_maps = zip(*measured_sources(root, chosen, measured), strict=True)
     translated = redraw(parameters, sources, model, labels, size, run)
     sides = {"typicality of translations": (translated, model)}
     (their_maps,) = measure(parameters, sides, size, run)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
+from diffmining_core.errors import InputError
 from diffmining_core.images import shards
 from diffmining_core.images.addresses import row_uri
 from diffmining_core.images.pixels import content_id
@@ -95,15 +96,26 @@ def _first_rows(images: Sequence[ShardImage], labels: Sequence[str]) -> list[Sha
     return [image for image in first.values() if image.label in labels]
 
 
-def measured_sources(root: str, chosen: Sequence[Shard], keys: Sequence[str]) -> list[Shard]:
-    """The shards without the images that were set aside when they were measured (their maps)."""
+def measured_sources(
+    root: str, chosen: Sequence[Shard], keys: Sequence[str]
+) -> list[tuple[Shard, str]]:
+    """The shards with the keys of their maps, without the images set aside in measuring.
+
+    InputError if no image is left.
+    """
     opened = open_root(root)
-    return [
-        part_of(opened, shard, [one for one in good_images(opened, shard) if one.uri not in bad])
-        if (bad := {uri for uri, _ in set_aside_images(opened, [shard], [key])})
-        else shard
-        for shard, key in zip(chosen, keys, strict=True)
-    ]
+    sources = []
+    for shard, key in zip(chosen, keys, strict=True):
+        bad = {uri for uri, _ in set_aside_images(opened, [shard], [key])}
+        left = [one for one in good_images(opened, shard) if one.uri not in bad]
+        if left:
+            sources.append((part_of(opened, shard, left) if bad else shard, key))
+    if not sources:
+        raise InputError(
+            "some images should be left to redraw, but all were set aside when they were measured; "
+            "mend them, or give a larger --per-label."
+        )
+    return sources
 
 
 def _rank(seed: int, image: ShardImage) -> int:

@@ -6,10 +6,13 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
 import pytest
 from PIL import Image
 
-from diffmining_core.images.pixels import load_pixels
+from diffmining_core.errors import InputError
+from diffmining_core.images.pixels import content_id, load_pixels
 from diffmining_core.models.files import TINY
 from diffmining_core.store.ledger import finished, read_table
 from diffmining_core.store.roots import open_root
@@ -18,6 +21,7 @@ from tasks.index import Shard, dataset_shards, good_images, index
 from tasks.models import Device, base_model
 from tasks.translation import (
     chosen_sources,
+    measured_sources,
     source_ids,
     translated_shard,
     translation,
@@ -130,3 +134,35 @@ def test_the_same_sources_are_chosen_of_any_shards(tmp_path: Path, dataset: Path
     assert other != chosen_sources(str(root), whole, LABELS, 1, seed=7)
     (some,) = chosen_sources(str(root), whole, LABELS[:2], 0, seed=7)
     assert dict(some.labels) == dict.fromkeys(LABELS[:2], 2)
+
+
+def test_images_that_were_set_aside_in_measuring_are_not_redrawn(
+    tmp_path: Path, dataset: Path
+) -> None:
+    """They were declared, so that nobody had opened them before."""
+    images = sorted(dataset.glob("*/*.png"))
+    rows = []
+    for image in images:
+        with Image.open(image) as opened:
+            width, height = opened.size
+        uri = image.relative_to(dataset).as_posix()
+        id_ = content_id(image.read_bytes())
+        size = {"width": width, "height": height}
+        rows.append({"uri": uri, "label": image.parent.name, "image_id": id_, **size})
+    pyarrow.csv.write_csv(pa.Table.from_pylist(rows), dataset / "images.csv")
+    root = tmp_path / "root"
+    shards = indexed(root, dataset / "images.csv", 2)
+    first, second, third = [
+        [image.uri for image in good_images(open_root(str(root)), shard)] for shard in shards
+    ]
+    for uri in [*first, second[0]]:
+        Path(uri).write_bytes(b"no image")
+    options = {**PROMPTS, "size": 64, "draws": 2, "t_range": [0.1, 0.7], "seed": 42}
+    model = base_model(TINY)
+    keys = [typicality.fn(str(root), one, model, options, CPU, 8, 1.0).key for one in shards]
+    sources = measured_sources(str(root), shards, keys)
+    assert [key for _, key in sources] == keys[1:]
+    left = [image for shard, _ in sources for image in good_images(open_root(str(root)), shard)]
+    assert [image.uri for image in left] == [second[1], *third]
+    with pytest.raises(InputError, match="all were set aside"):
+        measured_sources(str(root), shards[:1], keys[:1])
