@@ -147,6 +147,7 @@ def test_the_board_follows_the_ledger_while_the_run_goes_on(
 
     def within() -> None:
         eventually(lambda: shown("typical-so-far", r"in 1 of 4 shards"))
+        time.sleep(1)  # manifests tell the second they were made in: the latest comes first
         measure(root, 1, images)
         note_failure(opened, STAGE, keys[2], Failure(f"{HOSTILE} cannot be read"))
         eventually(lambda: shown("typicality-shards", "1 failed"))
