@@ -214,7 +214,7 @@ def _write_shard(part: str | None, table: pa.Table, attempt: Attempt) -> None:
     attempt.facts["part"] = part
     attempt.facts["content_id"] = shards.shard_content_id(table)
     attempt.facts["details_id"] = shards.details_id(table)
-    attempt.facts["labels"] = _label_counts(shards.good(table))
+    attempt.facts["labels"] = label_counts(shards.good(table))
 
 
 def _write_corrected(root: Root, stage: str, kept: KeptShard, attempt: Attempt) -> None:
@@ -234,7 +234,8 @@ def _images(table: pa.Table) -> int:
     return int(pc.count_distinct(table.column("uri")).as_py())
 
 
-def _label_counts(good: pa.Table) -> dict[str, int]:
+def label_counts(good: pa.Table) -> dict[str, int]:
+    """Rows of a table of good images by their label."""
     counted = good.column("label").value_counts().to_pylist()
     return {row["values"]: row["counts"] for row in counted}
 
@@ -266,7 +267,7 @@ def _dataset_row(root: Root, manifest: Manifest, dropped: Sequence[int]) -> dict
     if dropped:
         live = _without(read_table(root, manifest, TABLE), dropped)
         content_id, details_id = shards.shard_content_id(live), shards.details_id(live)
-        labels, counts = _label_counts(shards.good(live)), _counts(live)
+        labels, counts = label_counts(shards.good(live)), _counts(live)
     return row | {
         "content_id": content_id,
         "details_id": details_id,

@@ -25,7 +25,6 @@ from diffmining_core.clusters.kmeans import adapted_k
 from diffmining_core.errors import InputError
 from diffmining_core.evaluation import correspondence
 from diffmining_core.evaluation.planted import check_truth
-from diffmining_core.images import shards
 from diffmining_core.images.addresses import read_bytes
 from diffmining_core.images.pixels import load_pixels
 from diffmining_core.images.shards import ShardImage
@@ -49,10 +48,11 @@ from diffmining_core.translation.cotypicality import ParallelMaps, sequence_tabl
 from tasks import typicality
 from tasks.evaluation import PLANTED, TruthReference
 from tasks.features import feature_matrix
-from tasks.index import Shard, good_images, shard_table
+from tasks.index import Shard, good_images
 from tasks.models import Device, ModelReference, loaded
 from tasks.progress import Progress
 from tasks.report import PLACE, ROOT_PAGE
+from tasks.translation import source_ids
 from tasks.units import Done, fill, stage_task
 
 COTYPICALITY, SEQUENCES, FEATURES, CLUSTERS, REPORT = (
@@ -116,9 +116,9 @@ def parallel_images(root: Root, pair: Pair) -> list[ParallelImage]:
         if image.label not in seen.under:
             seen.own.append(image.label)
             seen.under[image.label] = image
-    table = shards.good(shard_table(root, pair.translated))
-    redrawn = good_images(root, pair.translated)
-    for source_id, image in zip(table.column("source_id").to_pylist(), redrawn, strict=True):
+    sources = source_ids(root, pair.translated)
+    for image in good_images(root, pair.translated):
+        source_id = sources[image.image_id, image.label]
         if source_id in images:
             images[source_id].under.setdefault(image.label, image)
     return list(images.values())

@@ -27,7 +27,7 @@ from diffmining_core.store.ledger import Attempt, finished, read_manifests, read
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from diffmining_core.translation import ALGO
-from tasks.index import TABLE, Shard, good_images, part_of
+from tasks.index import TABLE, Shard, good_images, label_counts, part_of
 from tasks.models import Device, ModelReference, loaded
 from tasks.progress import Progress
 from tasks.typicality import set_aside_images
@@ -167,7 +167,7 @@ def translation(
         attempt.counts["translations"] = table.num_rows
         attempt.counts["unet_forwards"] = pipeline.unet_forwards - before
         attempt.facts["content_id"] = shards.shard_content_id(table)
-        attempt.facts["labels"] = _counted(table)
+        attempt.facts["labels"] = label_counts(table)
         attempt.facts["precision"] = device.dtype
         if psnr:
             attempt.facts["reconstruction_psnr"] = round(float(np.mean(list(psnr.values()))), 3)
@@ -219,11 +219,6 @@ class _Pictures:
         self.attempt.write_table(f"pictures-{self.files:04}.parquet", pictures)
         self.files += 1
         self.held = []
-
-
-def _counted(table: pa.Table) -> dict[str, int]:
-    counted = table.column("label").value_counts().to_pylist()
-    return {row["values"]: row["counts"] for row in counted}
 
 
 def translated_shard(root: str, key: str) -> Shard:
