@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,7 +11,7 @@ import pyarrow.compute as pc
 
 from diffmining_core.evaluation.planted import PixelScores, cluster_purity
 from diffmining_core.report.comparison import Comparison, Growth, MethodNumbers, comparison_page
-from diffmining_core.report.study_page import NUMBERS, render_study_page, write_study_page
+from diffmining_core.report.study_page import NUMBERS
 from diffmining_core.store.ledger import Attempt, finished, read_json, read_manifests
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import Root, open_root
@@ -22,7 +20,7 @@ from tasks import doersch, study_truth
 from tasks.clusters import label_clusters
 from tasks.evaluation import PLANTED, TruthReference
 from tasks.index import Shard, good_images
-from tasks.report import PLACE, ROOT_PAGE
+from tasks.report import store_study_page
 from tasks.selection import selected
 from tasks.study_sides import highest_tiles
 from tasks.study_truth import Measure, measure_of, planted_table
@@ -120,10 +118,7 @@ def comparison(root: str, compared: Compared) -> Done:
             facts=compared.facts,
         )
         page = comparison_page(drawn)
-        with tempfile.TemporaryDirectory() as folder:
-            write_study_page(page, Path(folder))
-            attempt.write_folder(Path(folder))
-        attempt.write_bytes(ROOT_PAGE, render_study_page(page, PLACE).encode())
+        store_study_page(attempt, page)
 
     return fill(root, compared.unit, produce)
 

@@ -16,6 +16,7 @@ from diffmining_core.images.pixels import load_pixels
 from diffmining_core.report import ALGO
 from diffmining_core.report.page import render_index, write_site
 from diffmining_core.report.source import Losses, SiteSource
+from diffmining_core.report.study_page import StudyPage, render_study_page, write_study_page
 from diffmining_core.store.ledger import Attempt, finished, read_bytes
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
@@ -165,3 +166,11 @@ def training_losses(root: str, key: str) -> Losses:
         first_bins=bins["loss"][0] if bins["loss"] else [],
         last_bins=bins["loss"][-1] if bins["loss"] else [],
     )
+
+
+def store_study_page(attempt: Attempt, page: StudyPage) -> None:
+    """Write the page of a study or comparison with its files, and as it stands at the root."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_study_page(page, Path(folder))
+        attempt.write_folder(Path(folder))
+    attempt.write_bytes(ROOT_PAGE, render_study_page(page, PLACE).encode())

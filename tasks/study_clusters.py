@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,14 +32,13 @@ from diffmining_core.report.study_clusters import (
     Way,
     clusters_page,
 )
-from diffmining_core.report.study_page import render_study_page, write_study_page
 from diffmining_core.store.ledger import Attempt
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks.evaluation import PLANTED, TruthReference
 from tasks.features import feature_matrix, label_features
 from tasks.progress import Progress
-from tasks.report import PLACE, ROOT_PAGE
+from tasks.report import store_study_page
 from tasks.study import STAGE, TILES
 from tasks.study_truth import planted_table
 from tasks.units import Done, fill, stage_task
@@ -106,10 +103,7 @@ def study_clusters(root: str, study: ClustersStudy) -> Done:
             facts=study.facts,
         )
         page = clusters_page(drawn)
-        with tempfile.TemporaryDirectory() as folder:
-            write_study_page(page, Path(folder))
-            attempt.write_folder(Path(folder))
-        attempt.write_bytes(ROOT_PAGE, render_study_page(page, PLACE).encode())
+        store_study_page(attempt, page)
 
     return fill(root, study.unit, produce)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from diffmining_core.evaluation.predictability import ALGO as PREDICTABILITY_ALGO
@@ -16,13 +14,12 @@ from diffmining_core.report.study_generated import (
     GeneratedStudy,
     generated_page,
 )
-from diffmining_core.report.study_page import render_study_page, write_study_page
 from diffmining_core.store.ledger import Attempt
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks.index import Shard, good_images
 from tasks.progress import Progress
-from tasks.report import PLACE, ROOT_PAGE
+from tasks.report import store_study_page
 from tasks.selection import selected
 from tasks.study import STAGE, TILES
 from tasks.study_predictability import predicted_by_features
@@ -92,10 +89,7 @@ def study_generated(root: str, asked: GeneratedAsked) -> Done:
                 facts=asked.facts,
             )
         )
-        with tempfile.TemporaryDirectory() as folder:
-            write_study_page(page, Path(folder))
-            attempt.write_folder(Path(folder))
-        attempt.write_bytes(ROOT_PAGE, render_study_page(page, PLACE).encode())
+        store_study_page(attempt, page)
 
     return fill(root, asked.unit, produce)
 

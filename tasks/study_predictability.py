@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,6 @@ from diffmining_core.patches.scoring import HIGHEST, LOWEST, RANDOM
 from diffmining_core.report.figures import Tile
 from diffmining_core.report.pictures import crop
 from diffmining_core.report.source import label_patches
-from diffmining_core.report.study_page import render_study_page, write_study_page
 from diffmining_core.report.study_predictability import (
     COLOURS,
     FEATURES,
@@ -31,7 +28,7 @@ from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks.features import feature_matrix, label_features
 from tasks.progress import Progress
-from tasks.report import PLACE, ROOT_PAGE
+from tasks.report import store_study_page
 from tasks.selection import selected
 from tasks.study import STAGE, TILES
 from tasks.units import Done, fill, stage_task
@@ -86,10 +83,7 @@ def study_predictability(root: str, asked: Asked) -> Done:
             facts=asked.facts,
         )
         page = predictability_page(drawn)
-        with tempfile.TemporaryDirectory() as folder:
-            write_study_page(page, Path(folder))
-            attempt.write_folder(Path(folder))
-        attempt.write_bytes(ROOT_PAGE, render_study_page(page, PLACE).encode())
+        store_study_page(attempt, page)
 
     return fill(root, asked.unit, produce)
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +17,7 @@ from diffmining_core.report.figures import Tile
 from diffmining_core.report.pictures import crop
 from diffmining_core.report.sides import Pair, SideNumbers, Sides, sides_page
 from diffmining_core.report.source import label_patches
-from diffmining_core.report.study_page import NUMBERS, render_study_page, write_study_page
+from diffmining_core.report.study_page import NUMBERS
 from diffmining_core.store.ledger import Attempt, finished, read_json
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import Root, open_root
@@ -28,7 +26,7 @@ from tasks import study_truth, typicality
 from tasks.evaluation import TruthReference
 from tasks.index import Shard
 from tasks.progress import Progress
-from tasks.report import PLACE, ROOT_PAGE
+from tasks.report import store_study_page
 from tasks.results import Map
 from tasks.selection import selected
 from tasks.study import STAGE, TILES
@@ -102,10 +100,7 @@ def study_sides(root: str, study: SidesStudy) -> Done:
             facts=study.facts,
         )
         page = sides_page(study.what, drawn)
-        with tempfile.TemporaryDirectory() as folder:
-            write_study_page(page, Path(folder))
-            attempt.write_folder(Path(folder))
-        attempt.write_bytes(ROOT_PAGE, render_study_page(page, PLACE).encode())
+        store_study_page(attempt, page)
 
     return fill(root, study.unit, produce)
 
