@@ -10,9 +10,11 @@ INSTALLED_DEV = $(VENV)/.installed-dev
 demo: $(INSTALLED)
 	$(BIN)/diffmining demo
 
-# A process for each core, 4 at most: each has a Prefect server, an S3 server and models of its own.
+# A process more than cores, for many tests wait for servers, and 4 at most: each has a Prefect server,
+# an S3 server and models of its own.
 test: check
-	$(BIN)/pytest --numprocesses logical --maxprocesses 4 --no-loadscope-reorder
+	$(BIN)/pytest --no-loadscope-reorder \
+		--numprocesses $$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
 
 check: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

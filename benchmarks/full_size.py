@@ -5,8 +5,8 @@
     python -m benchmarks.full_size counts     # numbers of parameters against the published ones
 
 The architecture is built from its configuration, so that shapes, memory and precision are those of
-the real model; what it says of an image is not, for its weights are drawn. The built-in byte-level
-tokenizer stands for CLIP's.
+the real model; what it says of an image is not, for its weights are drawn. The tiny pipeline's
+byte-level tokenizer stands for CLIP's.
 """
 
 from __future__ import annotations
@@ -28,21 +28,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffmining_core.features.dift import NOISES, image_features
 from diffmining_core.finetuning.images import Described, TrainingImage
 from diffmining_core.finetuning.options import FinetuneOptions, FinetuneRunning
 from diffmining_core.finetuning.training import Kept, Work, train
+from diffmining_core.models.files import TINY, ModelSource, find_model
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.models.prompts import PromptTemplate
-from diffmining_core.models.tiny.train_base import byte_tokenizer
-from diffmining_core.patches.scoring import patch_scores
 from diffmining_core.store.checkpoints import RootCheckpoints
 from diffmining_core.store.roots import open_root
 from diffmining_core.typicality.draws import draw
 from diffmining_core.typicality.estimator import typicality
-from diffmining_core.typicality.shard import sampled_latents
 
 PUBLISHED = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
 PUBLISHED_2 = {"unet": 865_910_724, "vae": 83_653_863, "text_encoder": 340_387_840}
@@ -83,8 +81,8 @@ def text_encoder(**changes: Any) -> CLIPTextModel:
     return CLIPTextModel(CLIPTextConfig(**{**settings, **changes}))
 
 
-def full_size() -> Pipeline:
-    """Stable Diffusion 1.5, drawn from one seed."""
+def full_size(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Pipeline:
+    """Stable Diffusion 1.5, drawn from one seed; the UNet alone in `dtype`, as `load_pipeline`."""
     torch.manual_seed(0)
     diffusers.utils.logging.set_verbosity_error()  # it warns of every change of precision
     scheduler = DDPMScheduler(
@@ -94,7 +92,14 @@ def full_size() -> Pipeline:
         clip_sample=False,
         steps_offset=1,
     )
-    return Pipeline(unet(), vae(), text_encoder(), byte_tokenizer(), scheduler, digest="")
+    return Pipeline(
+        unet().to(device, dtype),
+        vae().to(device),
+        text_encoder().to(device),
+        CLIPTokenizer.from_pretrained(find_model(ModelSource(TINY)).folders["tokenizer"]),
+        scheduler,
+        digest="",
+    )
 
 
 def counts() -> dict[str, dict[str, int]]:
@@ -144,10 +149,13 @@ def peak_gb() -> float:
 
 def measure_mining(precision: str, sizes: Sequence[tuple[int, int]], threads: int) -> Measurements:
     """Typicality and DIFT under a UNet in this precision."""
+    # Not wanted by those who take the architecture alone to a machine without Arrow.
+    from diffmining_core.patches.scoring import patch_scores
+    from diffmining_core.typicality.shard import sampled_latents
+
     torch.set_num_threads(threads)
     measured = Measurements(f"UNet in {precision}")
-    pipeline = full_size()
-    pipeline.unet.to(getattr(torch, precision))
+    pipeline = full_size(dtype=getattr(torch, precision))
     embeds = pipeline.embed_prompts([PROMPTS.null, PROMPTS.of("France")])
     for hw in sizes:
         px = f"{hw[0]} × {hw[1]} px"

@@ -18,9 +18,10 @@ from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
 from flows.embed import embed
 from flows.fan_out import Work, planned_there, run_missing
-from flows.mine import choose, cluster, pick_patches
+from flows.mine import cluster
 from flows.parameters import CLASSIFIER, CLIP, DOERSCH, RANDOM, CompareParameters
 from flows.run_ledger import RunLedger
+from flows.selection import choose, pick_patches
 from flows.study import prepared as studies
 from flows.study.prepared import Prepared, prepare, study_facts
 from flows.typicality import measure, shard_name

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from diffmining_core.report.escaping import one_line
 from diffmining_core.store.roots import open_root
 from flows.fan_out import BatchFlow, Work, run_missing, shown_fan_out
-from flows.parameters import MineParameters, run_title
+from flows.parameters import DeviceName, MineParameters, Precision, run_title
 from flows.run_ledger import RunLedger
 from tasks.board import Row
 from tasks.features import RUN_NAME, features, features_unit
@@ -39,9 +39,8 @@ class EmbedBatch(BaseModel):
     options: Annotated[
         dict[str, Any], Field(description="What decides a feature: prompts, size and seed.")
     ]
-    device: Annotated[
-        str, Field(description="'auto', 'cpu', 'cuda' or a numbered one such as 'cuda:1'.")
-    ] = "auto"
+    device: DeviceName = "auto"
+    precision: Precision = "auto"
 
     @property
     def title(self) -> str:
@@ -72,7 +71,7 @@ def embed_batch(parameters: EmbedBatch) -> list[Done]:
             parameters.selection,
             model,
             parameters.options,
-            choose_device(parameters.device),
+            choose_device(parameters.device, parameters.precision),
             return_state=True,
         )
 
@@ -108,6 +107,7 @@ def embed(
             model=asdict(model),
             options=options,
             device=parameters.device,
+            precision=parameters.precision,
         )
 
     batches = BatchFlow(embed_batch, batch, LABELS_PER_BATCH)

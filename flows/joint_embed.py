@@ -14,7 +14,7 @@ from diffmining_core.report.escaping import one_line
 from diffmining_core.store.roots import open_root
 from flows.embed import LABELS_PER_BATCH
 from flows.fan_out import BatchFlow, Work, run_missing, shown_fan_out
-from flows.parameters import TranslateParameters, run_title
+from flows.parameters import DeviceName, Precision, TranslateParameters, run_title
 from flows.run_ledger import RunLedger
 from tasks.board import Row
 from tasks.models import ModelReference, choose_device
@@ -39,9 +39,8 @@ class JointEmbedBatch(BaseModel):
     options: Annotated[
         dict[str, Any], Field(description="What decides a feature: prompts, size, seed.")
     ]
-    device: Annotated[
-        str, Field(description="'auto', 'cpu', 'cuda' or a numbered one such as 'cuda:1'.")
-    ] = "auto"
+    device: DeviceName = "auto"
+    precision: Precision = "auto"
 
     @property
     def title(self) -> str:
@@ -78,7 +77,7 @@ def joint_embed_batch(parameters: JointEmbedBatch) -> list[Done]:
             pairs,
             model,
             parameters.options,
-            choose_device(parameters.device),
+            choose_device(parameters.device, parameters.precision),
             return_state=True,
         )
 
@@ -110,6 +109,7 @@ def embed_sequences(
             model=asdict(model),
             options=options,
             device=parameters.device,
+            precision=parameters.precision,
         )
 
     rows = [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from prefect import flow, get_run_logger
@@ -23,6 +23,7 @@ from flows.finetune import finetune_model, image_geometry, trained_shards
 from flows.index import index_split
 from flows.parameters import MineParameters
 from flows.run_ledger import RunLedger
+from flows.selection import choose, measure_in_rounds, pick_patches
 from flows.typicality import how_measured, measure
 from tasks.clusters import clusters, clusters_unit, lowered_k
 from tasks.evaluation import (
@@ -33,9 +34,9 @@ from tasks.evaluation import (
     truth_file,
 )
 from tasks.finetune import shards_trained_on
-from tasks.index import Shard, dataset_counts
+from tasks.index import dataset_counts
 from tasks.models import base_model
-from tasks.patches import patches, patches_unit
+from tasks.refinement import Decided
 from tasks.report import (
     publish_page,
     publish_summary,
@@ -44,7 +45,7 @@ from tasks.report import (
     summarised_report,
 )
 from tasks.results import Results
-from tasks.selection import label_digests, select, selection_unit
+from tasks.selection import label_digests
 from tasks.signs import found_signs, signs, signs_unit
 from tasks.typical import typical_in_the_end
 from tasks.typicality import set_aside_count
@@ -113,7 +114,13 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
         compared = compared[: parameters.before_shards]
     sides = {"typicality": (dataset, model), "typicality_before": (compared, base)}
     patch_options = parameters.patch_options(size, cell)
-    after_keys, before_keys = measure(parameters, sides, size, run, patch_options)
+    first = {"typicality": parameters.first_round(size, cell)} if parameters.adaptive else None
+    after_keys, before_keys = measure(parameters, sides, size, run, patch_options, first)
+    sure: Decided | None = None
+    if parameters.adaptive:
+        after_keys, sure = measure_in_rounds(
+            parameters, dataset, model, size, after_keys, patch_options, run
+        )
     unusable = set_aside_count(root, dataset, after_keys)
 
     with run.stage("patches"):
@@ -160,7 +167,7 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
         seen = done.key
     with run.stage("report"):
         title = f"What is typical in {parameters.dataset_name}"
-        facts = page_facts(parameters, results, patch_options["size"], notes)
+        facts = page_facts(parameters, results, patch_options["size"], notes, sure)
         unit = report_unit(results, facts, truth, seen)
         plan_stage(open_root(root), unit.stage, [unit.key])
         (done,) = run.add([report(root, title, results, facts, truth, seen)])
@@ -175,6 +182,7 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
         "shards": len(dataset),
         "notes": notes,
         "signs": [sign.as_json() for sign in found_signs(root, seen)],
+        **({"adaptive": asdict(sure)} if sure else {}),
         "report": done.key,
         "page": page,
     }
@@ -182,37 +190,6 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
     if any(unit.computed for unit in run.done) or summarised_report(root) != done.key:
         publish_summary(root, summary)
     return summary
-
-
-def pick_patches(
-    parameters: MineParameters,
-    typicality_keys: list[str],
-    options: dict[str, Any],
-    run: RunLedger,
-    maps_stage: str = "typicality",
-) -> dict[str, str]:
-    """The keys of the patches of these maps, by the keys of the maps.
-
-    maps_stage: whose maps these are, where they are not of typicality but of a baseline.
-    """
-    keys = {key: patches_unit(key, options).key for key in typicality_keys}
-    there = planned_there(parameters.root, "patches", keys.values())
-    if missing := [key for key in keys if keys[key] not in there]:
-        workers = parameters.patch_workers
-        run.add(patches(parameters.root, missing, options, workers, maps_stage))
-    return keys
-
-
-def choose(
-    parameters: MineParameters, sides: Sequence[tuple[list[Shard], list[str]]], run: RunLedger
-) -> list[str]:
-    """The keys of the selections of each side: some shards, and the patches of each."""
-    root, top, seed = parameters.root, parameters.top, parameters.seed
-    keys = [selection_unit(shards, patches_keys, top, seed).key for shards, patches_keys in sides]
-    plan_stage(open_root(root), "selection", keys)
-    for shards, patches_keys in sides:
-        run.add([select(root, shards, patches_keys, top, seed, parameters.patch_workers)])
-    return keys
 
 
 def cluster(parameters: MineParameters, embedded: dict[str, str], run: RunLedger) -> dict[str, str]:
@@ -231,10 +208,17 @@ def cluster(parameters: MineParameters, embedded: dict[str, str], run: RunLedger
 
 
 def page_facts(
-    parameters: MineParameters, results: Results, patch_size: int, notes: list[str]
+    parameters: MineParameters,
+    results: Results,
+    patch_size: int,
+    notes: list[str],
+    sure: Decided | None,
 ) -> dict[str, Any]:
     """How the page was made, for its readers."""
     settings = parameters.settings()
+    measured = how_measured(parameters, results.size)
+    if sure:
+        measured["typicality"] |= sure.as_facts(parameters.draws)
     return {
         "notes": notes,
         "dataset": {
@@ -245,7 +229,7 @@ def page_facts(
             - results.images,
             "shards": len(results.dataset),
         },
-        **how_measured(parameters, results.size),
+        **measured,
         "patches": {
             "size": f"{patch_size} px",
             "per image": parameters.patches_per_image,

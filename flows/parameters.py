@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -13,6 +13,7 @@ from diffmining_core.errors import InputError
 from diffmining_core.models.files import ModelSource
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.recipes import Recipe, load_recipe, plain_recipe
+from diffmining_core.typicality.rounds import rounds
 from flows.forms import plain_optionals
 
 OWN_TEXT_ENCODER = "own"
@@ -29,6 +30,17 @@ SIZE_QUARTERS = (2, 3, 4, 6, 8)
 
 MERGED_FROM = 3
 """Times as many k-means groups as clusters, where merging is studied and nobody says."""
+
+DeviceName: TypeAlias = Annotated[
+    str, Field(description="'auto', 'cpu', 'cuda' or a numbered one such as 'cuda:1'.")
+]
+Precision: TypeAlias = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    Field(
+        description="Of the UNet's arithmetic: auto is float32 on the CPU; on GPUs bfloat16 in "
+        "finetuning and float16 in all else."
+    ),
+]
 
 DOERSCH, CLIP, CLASSIFIER, RANDOM = BASELINES = ("doersch", "clip", "classifier", "random")
 """Other ways to find what is typical."""
@@ -209,10 +221,6 @@ class FinetuneParameters(IndexParameters):
     gradient_checkpointing: Annotated[
         bool, Field(description="Finetune with less memory, a third slower.")
     ] = False
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16", "float16"],
-        Field(description="Of the arithmetic in finetuning: auto is bfloat16 on GPUs."),
-    ] = "auto"
     processes: Annotated[
         int, Field(ge=1, description="Processes that finetune together, one per GPU.")
     ] = 1
@@ -231,9 +239,8 @@ class FinetuneParameters(IndexParameters):
     previews_per_label: Annotated[
         int, Field(ge=1, description="Pictures per label in each preview.")
     ] = 4
-    device: Annotated[
-        str, Field(description="'auto', 'cpu', 'cuda' or a numbered one such as 'cuda:1'.")
-    ] = "auto"
+    device: DeviceName = "auto"
+    precision: Precision = "auto"
 
     def settings(self) -> Settings:
         """The recipe's values where nothing is set here; InputError for an unknown recipe."""
@@ -332,8 +339,13 @@ class TypicalityParameters(FinetuneParameters):
         ),
     ] = None
     batch_size: Annotated[
-        int, Field(ge=1, description="Images per UNet call when measuring typicality.")
-    ] = 32
+        int,
+        Field(
+            ge=0,
+            description="Images that are measured together; 0 for as many as the device does best "
+            "with.",
+        ),
+    ] = 0
     fanout: Annotated[
         Literal["auto", "inline", "deployment"],
         Field(
@@ -408,6 +420,15 @@ class MineParameters(PatchParameters):
         ),
     ] = 1
 
+    adaptive: Annotated[
+        bool,
+        Field(
+            description="Measure 8 draws of every image, and up to all of them only where a patch "
+            "may still enter or leave its label's top, about a quarter of the forwards in all; the "
+            "page says how sure the top is."
+        ),
+    ] = False
+
     finer: Annotated[
         int,
         Field(
@@ -435,6 +456,11 @@ class MineParameters(PatchParameters):
     min_images: Annotated[
         int, Field(ge=1, description="Fewest good images that a label may have.")
     ] = 2
+
+    def first_round(self, size: int, cell: int) -> dict[str, Any]:
+        """What of the options of typicality is another in the first of several rounds."""
+        window = max(1, round(self.patch_options(size, cell)["size"] / cell))
+        return {"draws": rounds(self.draws)[0], "window": window}
 
 
 class TranslateParameters(PatchParameters):

@@ -21,7 +21,7 @@ from flows.fan_out import BatchFlow, Work, planned_there, run_missing, shown_fan
 from flows.finetune import finetune_model, image_geometry, trained_shards
 from flows.index import index_split
 from flows.joint_embed import embed_sequences
-from flows.parameters import TranslateParameters, run_title
+from flows.parameters import DeviceName, Precision, TranslateParameters, run_title
 from flows.run_ledger import RunLedger
 from flows.typicality import how_measured, measure, shard_name
 from tasks.board import Row
@@ -74,10 +74,11 @@ class TranslateBatch(BaseModel):
         dict[str, Any],
         Field(description="What decides a translation: prompts, size, steps, start, guidance."),
     ]
-    batch_size: Annotated[int, Field(ge=1, description="Images inverted per UNet call.")] = 32
-    device: Annotated[
-        str, Field(description="'auto', 'cpu', 'cuda' or a numbered one such as 'cuda:1'.")
-    ] = "auto"
+    batch_size: Annotated[
+        int, Field(ge=0, description="Images inverted together; 0 for what the device does best.")
+    ] = 0
+    device: DeviceName = "auto"
+    precision: Precision = "auto"
 
     @property
     def title(self) -> str:
@@ -113,7 +114,7 @@ def translate_batch(parameters: TranslateBatch) -> list[Done]:
             model,
             parameters.targets,
             parameters.options,
-            choose_device(parameters.device),
+            choose_device(parameters.device, parameters.precision),
             parameters.batch_size,
             return_state=True,
         )
@@ -245,6 +246,7 @@ def redraw(
             options=options,
             batch_size=parameters.batch_size,
             device=parameters.device,
+            precision=parameters.precision,
         )
 
     rows = [

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
 from prefect import flow, get_run_logger
@@ -15,16 +16,23 @@ from diffmining_core.store.ledger import published
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
 from flows.checks import check_inputs
-from flows.fan_out import BatchFlow, Work, decided, fan_out, root_tag, run_missing
+from flows.fan_out import BatchFlow, Work, decided, fan_out, root_tag, run_missing, shown_fan_out
 from flows.finetune import finetune_model, image_geometry, trained_shards
 from flows.index import index_split
-from flows.parameters import TypicalityParameters, run_title
+from flows.parameters import DeviceName, Precision, TypicalityParameters, run_title
 from flows.run_ledger import RunLedger
 from tasks.board import Board, Row
 from tasks.index import Shard
 from tasks.models import ModelReference, choose_device
 from tasks.typical import TypicalSoFar
-from tasks.typicality import RUN_NAME, STAGE, set_aside_count, typicality_unit, wanted_unit
+from tasks.typicality import (
+    RUN_NAME,
+    STAGE,
+    Further,
+    set_aside_count,
+    typicality_unit,
+    wanted_unit,
+)
 from tasks.typicality import typicality as typicality_task
 from tasks.units import Done
 
@@ -44,14 +52,25 @@ class TypicalityBatch(BaseModel):
     options: Annotated[
         dict[str, Any], Field(description="What decides a map: prompts, size, draws, range, seed.")
     ]
-    batch_size: Annotated[int, Field(ge=1, description="Images per UNet call.")] = 32
+    batch_size: Annotated[
+        int, Field(ge=0, description="Images measured together; 0 for what the device does best.")
+    ] = 0
     max_bad_share: Annotated[
         float,
         Field(ge=0, le=1, description="Share of unusable images from which a shard fails."),
     ] = 0.25
-    device: Annotated[
-        str, Field(description="'auto', 'cpu', 'cuda' or a numbered one such as 'cuda:1'.")
-    ] = "auto"
+    device: DeviceName = "auto"
+    precision: Precision = "auto"
+    before: Annotated[
+        list[str],
+        Field(
+            description="Keys of the maps that are measured further, one for each shard; none in a "
+            "first round."
+        ),
+    ] = []
+    plan: Annotated[
+        str | None, Field(description="Key of the plan that names the images to measure further.")
+    ] = None
 
     @property
     def title(self) -> str:
@@ -60,6 +79,13 @@ class TypicalityBatch(BaseModel):
         first, more = Shard.from_json(self.shards[0]).name, len(self.shards) - 1
         shards = f"shard {first}" + (f" and {more} more" if more else "")
         return f"{run_title(self.dataset, self.root)}: {shards}, {model.stage}"
+
+    @property
+    def further(self) -> list[Further | None]:
+        """For each shard, what it is measured further for; None for nothing but itself."""
+        if self.plan is None:
+            return [None] * len(self.shards)
+        return [Further(maps, self.plan) for maps in self.before]
 
 
 @flow(
@@ -73,19 +99,25 @@ def typicality_batch(parameters: TypicalityBatch) -> list[Done]:
     model = ModelReference.from_json(parameters.model)
     shards = [Shard.from_json(shard) for shard in parameters.shards]
     work = [
-        Work(typicality_unit(shard.content_id, model, parameters.options), shard_name(shard), shard)
-        for shard in shards
+        Work(
+            typicality_unit(shard.content_id, model, parameters.options, further),
+            shard_name(shard),
+            (shard, further),
+        )
+        for shard, further in zip(shards, parameters.further, strict=True)
     ]
 
-    def measure_shard(shard: Shard) -> State[Done]:
+    def measure_shard(item: tuple[Shard, Further | None]) -> State[Done]:
+        shard, further = item
         return typicality_task(
             parameters.root,
             shard,
             model,
             parameters.options,
-            choose_device(parameters.device),
+            choose_device(parameters.device, parameters.precision),
             parameters.batch_size,
             parameters.max_bad_share,
+            further,
             return_state=True,
         )
 
@@ -148,12 +180,20 @@ def measure(
     if patch_options:
         first = {one.unit.key: one.item for one in next(iter(work.values()))}
         typical = TypicalSoFar(root, first, patch_options, size)
-    rows = [_row(one, sides[name][1]) for name, works in work.items() for one in works]
+    rows = [
+        _row(one.unit.key, one.item, sides[name][1])
+        for name, works in work.items()
+        for one in works
+    ]
     measured = []
     try:
         with Board(root, STAGE, "shard", parameters.title, root_tag(root), rows, there, typical):
             for name, works in work.items():
-                batch = _batches(parameters, sides[name][1], options[name])
+                batch = BatchFlow(
+                    typicality_batch,
+                    partial(_batch, parameters, model=sides[name][1], options=options[name]),
+                    parameters.shards_per_batch,
+                )
                 with run.stage(name):
                     done = fan_out(root, works, there, batch, decided(parameters.fanout))
                     measured.append([unit.key for unit in run.add(done)])
@@ -162,32 +202,70 @@ def measure(
     return measured
 
 
-def _row(work: Work[Shard], model: ModelReference) -> Row:
-    shard = work.item
+def measure_further(
+    parameters: TypicalityParameters,
+    dataset: Sequence[Shard],
+    model: ModelReference,
+    size: int,
+    keys: Sequence[str],
+    plan: str,
+    undecided: Collection[str],
+    changes: dict[str, Any],
+    run: RunLedger,
+) -> list[str]:
+    """The keys of every shard's maps once those `undecided`, by their keys, are measured further.
+
+    plan: the unit that names their images; changes: what of the options is not as the parameters
+    say, among it how many draws these images have in the end.
+    """
+    options = {**parameters.typicality_options(size), **changes}
+    shards = {key: shard for key, shard in zip(keys, dataset, strict=True) if key in undecided}
+    work = [
+        Work(
+            typicality_unit(shard.content_id, model, options, Further(key, plan)),
+            shard_name(shard),
+            (shard, key),
+        )
+        for key, shard in shards.items()
+    ]
+
+    def batch(some: Sequence[tuple[Shard, str]]) -> TypicalityBatch:
+        first = _batch(parameters, [shard for shard, _ in some], model, options)
+        return first.model_copy(update={"before": [key for _, key in some], "plan": plan})
+
+    flow_of = BatchFlow(typicality_batch, batch, parameters.shards_per_batch)
+    rows = [_row(one.unit.key, one.item[0], model) for one in work]
+    done = run.add(shown_fan_out(parameters, "shard", work, flow_of, rows))
+    anew = dict(zip(shards, (unit.key for unit in done), strict=True))
+    return [anew.get(key, key) for key in keys]
+
+
+def _row(key: str, shard: Shard, model: ModelReference) -> Row:
     largest = sorted(shard.labels, key=lambda label: -label[1])
     labels = ", ".join(f"{label} {count:,}" for label, count in largest[:3])
     more = len(largest) - 3
     about = {"model": model.stage, "labels": labels + (f" and {more:,} more" if more > 0 else "")}
     task_run = RUN_NAME.format(shard=shard, model=model)
-    return Row(work.unit.key, shard.name, task_run, shard.images, about)
+    return Row(key, shard.name, task_run, shard.images, about)
 
 
-def _batches(
-    parameters: TypicalityParameters, model: ModelReference, options: dict[str, Any]
-) -> BatchFlow[Shard]:
-    def batch(shards: Sequence[Shard]) -> TypicalityBatch:
-        return TypicalityBatch(
-            root=open_root(parameters.root).url,
-            dataset=parameters.dataset_name,
-            shards=[asdict(shard) for shard in shards],
-            model=asdict(model),
-            options=options,
-            batch_size=parameters.batch_size,
-            max_bad_share=parameters.max_bad_share,
-            device=parameters.device,
-        )
-
-    return BatchFlow(typicality_batch, batch, parameters.shards_per_batch)
+def _batch(
+    parameters: TypicalityParameters,
+    shards: Sequence[Shard],
+    model: ModelReference,
+    options: dict[str, Any],
+) -> TypicalityBatch:
+    return TypicalityBatch(
+        root=open_root(parameters.root).url,
+        dataset=parameters.dataset_name,
+        shards=[asdict(shard) for shard in shards],
+        model=asdict(model),
+        options=options,
+        batch_size=parameters.batch_size,
+        max_bad_share=parameters.max_bad_share,
+        device=parameters.device,
+        precision=parameters.precision,
+    )
 
 
 def how_measured(parameters: TypicalityParameters, size: int) -> dict[str, Any]:

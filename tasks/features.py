@@ -6,9 +6,12 @@ A study may ask for those of another kind of patches, and without the label's pr
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from diffmining_core.features import ALGO
@@ -27,6 +30,7 @@ TABLE = "features.parquet"
 RUN_NAME = "features {label}"
 """Of a task run."""
 
+Vectors = npt.NDArray[np.float32]
 Place = tuple[str, int, int]
 """image_id, y and x of a patch."""
 
@@ -90,10 +94,11 @@ def _embed(
     model: ModelReference,
     options: dict[str, Any],
     device: Device,
-    known: dict[Place, np.ndarray[Any, np.dtype[np.float32]]],
+    known: dict[Place, Vectors],
 ) -> int:
     """Add the features of the missing patches to `known`; returns the UNet forwards it took."""
     from diffmining_core.features.dift import image_features
+    from diffmining_core.models.lanes import in_lanes
     from diffmining_core.models.prompts import PromptTemplate
 
     pipeline = loaded(root, model, device)
@@ -101,28 +106,34 @@ def _embed(
     prompts = PromptTemplate.from_options(options)
     prompt = prompts.null if options.get("unlabelled") else prompts.of(label)
     prompt_embeds = pipeline.embed_prompts([prompt])[0]
+
+    def read(image: tuple[str, str]) -> Callable[[], Vectors]:
+        image_id, uri = image
+        return partial(
+            image_features,
+            pipeline,
+            load_pixels(uri, options["size"], image_id),
+            prompt_embeds,
+            [(y, x) for _, y, x in missing[image]],
+            patch_size,
+            options["seed"],
+            image_id,
+        )
+
     with Progress(f"features {label}", len(missing), "images") as progress:
-        for (image_id, uri), places in missing.items():
-            vectors = image_features(
-                pipeline,
-                load_pixels(uri, options["size"], image_id),
-                prompt_embeds,
-                [(y, x) for _, y, x in places],
-                patch_size,
-                options["seed"],
-                image_id,
-            )
+        found = in_lanes(pipeline.device, missing, read, lambda embed: embed)
+        for places, vectors in zip(missing.values(), found, strict=True):
             known.update(zip(places, vectors, strict=True))
             progress.advance()
     return pipeline.unet_forwards - before
 
 
-def _embedded_before(root: Root, unit: Unit) -> dict[Place, np.ndarray[Any, np.dtype[np.float32]]]:
+def _embedded_before(root: Root, unit: Unit) -> dict[Place, Vectors]:
     """Features that an earlier unit made with the same model and options, by patch.
 
     A feature depends on its image alone (`dift`), so one taken over equals one made anew.
     """
-    known: dict[Place, np.ndarray[Any, np.dtype[np.float32]]] = {}
+    known: dict[Place, Vectors] = {}
     for manifest in read_manifests(root, STAGE):
         same = (manifest.algo, manifest.inputs[1], manifest.parameters) == (
             unit.algo,
@@ -141,11 +152,11 @@ def _places(table: pa.Table) -> list[Place]:
     )
 
 
-def feature_matrix(table: pa.Table, name: str = "feature") -> np.ndarray[Any, np.dtype[np.float32]]:
+def feature_matrix(table: pa.Table, name: str = "feature") -> Vectors:
     """The features of a table, a column of lists of one length, as float32 [n, d]."""
     column = table.column(name).combine_chunks()
     vectors = column.flatten().to_numpy(zero_copy_only=False)
-    matrix: np.ndarray[Any, np.dtype[np.float32]] = vectors.reshape(len(table), -1)
+    matrix: Vectors = vectors.reshape(len(table), -1)
     return matrix
 
 

@@ -30,7 +30,7 @@ from diffmining_core.finetuning.images import Described, TrainingImage
 from diffmining_core.finetuning.losses import History, held_out_summary, rising_since
 from diffmining_core.finetuning.options import FinetuneOptions, FinetuneRunning
 from diffmining_core.images.pixels import load_pixels
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.models.files import ModelSource, model_digest
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.store.checkpoints import RootCheckpoints

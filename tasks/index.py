@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from diffmining_core.images import shards
-from diffmining_core.images.shards import FoundImage, KeptShard, KnownShard, ShardImage
+from diffmining_core.images.shard_image import ShardImage
+from diffmining_core.images.shards import FoundImage, KeptShard, KnownShard
 from diffmining_core.images.sources import open_source
 from diffmining_core.recipes import TRAIN, Recipe, load_recipe, plain_recipe
 from diffmining_core.store.ledger import (

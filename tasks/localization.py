@@ -18,7 +18,7 @@ from diffmining_core.errors import InputError
 from diffmining_core.evaluation.masks import MaskFolder
 from diffmining_core.images.addresses import read_bytes
 from diffmining_core.images.pixels import load_pixels
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.localization.findings import examples, of_label
 from diffmining_core.localization.scores import ALGO, MapScore, map_score, score_table
 from diffmining_core.localization.truth import BoxTruth, MaskTruth, PlantedTruth, Truth

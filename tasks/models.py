@@ -63,11 +63,12 @@ def base_model(source: ModelSource | str) -> ModelReference:
     return ModelReference(files.source, model_digest(files))
 
 
-def choose_device(device: str) -> Device:
-    """`auto` is a free CUDA device in bfloat16 where there is one, else the CPU in float32.
+def choose_device(device: str, precision: str = "auto") -> Device:
+    """`auto` is a free CUDA device where there is one, else the CPU; float16 there, float32 here.
 
-    InputError if this machine has no such device. Ask only when there is work: torch's import is
-    what a rerun with nothing to do saves.
+    Not bfloat16, whose rounding changes more of a label's top patches (docs/models.md). InputError
+    if this machine has no such device. Ask only when there is work: torch's import is what a rerun
+    with nothing to do saves.
     """
     import torch
 
@@ -80,7 +81,9 @@ def choose_device(device: str) -> Device:
             f"The device {device!r} cannot be used ({first_line(error)}); give 'auto', 'cpu', or a "
             "CUDA device that this machine has."
         ) from error
-    return Device(device, "bfloat16" if device.startswith("cuda") else "float32")
+    if precision == "auto":
+        precision = "float16" if device.startswith("cuda") else "float32"
+    return Device(device, precision)
 
 
 @lru_cache(maxsize=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from diffmining_core.evaluation import correspondence
 from diffmining_core.evaluation.planted import check_truth
 from diffmining_core.images.addresses import read_bytes
 from diffmining_core.images.pixels import load_pixels
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.patches import sequences as top_sequences
 from diffmining_core.patches.sequences import TopSequences
 from diffmining_core.report.parallel import (
@@ -70,6 +70,7 @@ FEATURES_RUN_NAME = "joint features {label}"
 TABLE, TREND = "sequences.parquet", "trend.parquet"
 PAGE_ALGO = "parallel-page-1"
 
+Numbers = npt.NDArray[np.float32]
 Origin = tuple[str, str]
 """image_id and label of a source image; of several labels the first."""
 
@@ -261,6 +262,7 @@ def joint_features(
 
     def produce(attempt: Attempt) -> None:
         from diffmining_core.features.dift import image_features
+        from diffmining_core.models.lanes import in_lanes
         from diffmining_core.models.prompts import PromptTemplate
 
         opened = open_root(root)
@@ -271,14 +273,16 @@ def joint_features(
         pipeline = loaded(root, model, device)
         before = pipeline.unet_forwards
         prompt_embeds = pipeline.embed_prompts([PromptTemplate.from_options(options).of(label)])[0]
-        vectors: list[npt.NDArray[np.float32]] = [np.empty(0, np.float32)] * table.num_rows
+        vectors: list[Numbers] = [np.empty(0, np.float32)] * table.num_rows
         colours = np.empty((table.num_rows, 3), np.float32)
-        with Progress(f"joint features {label}", len(places), "images") as progress:
-            for origin, image in seen_under(opened, pairs, places).items():
-                rows, patches = zip(*places[origin], strict=True)
-                one = image.under[label]
-                pixels = load_pixels(one.uri, options["size"], one.image_id)
-                found = image_features(
+
+        def read(seen: tuple[Origin, ParallelImage]) -> Callable[[], tuple[Numbers, Numbers]]:
+            origin, image = seen
+            patches = [patch for _, patch in places[origin]]
+            one = image.under[label]
+            pixels = load_pixels(one.uri, options["size"], one.image_id)
+            return lambda: (
+                image_features(
                     pipeline,
                     pixels,
                     prompt_embeds,
@@ -286,10 +290,16 @@ def joint_features(
                     patches[0].size,
                     options["seed"],
                     one.image_id,
-                )
-                for row, patch, vector in zip(rows, patches, found, strict=True):
-                    vectors[row] = vector
-                    colours[row] = trend.patch_colour(crop(pixels, patch))
+                ),
+                np.stack([trend.patch_colour(crop(pixels, patch)) for patch in patches]),
+            )
+
+        seen = seen_under(opened, pairs, places)
+        with Progress(f"joint features {label}", len(places), "images") as progress:
+            found = in_lanes(pipeline.device, seen.items(), read, lambda embed: embed)
+            for origin, (of_image, of_colour) in zip(seen, found, strict=True):
+                for (row, _), *numbers in zip(places[origin], of_image, of_colour, strict=True):
+                    vectors[row], colours[row] = numbers
                 progress.advance()
         attempt.write_table(
             TABLE,

@@ -147,7 +147,7 @@ def _measured(
             for image_id, (height, width) in zip(maps.image_id, maps.hw.tolist(), strict=True):
                 if image_id in shown:
                     sizes[image_id] = (cell * height, cell * width)
-            draws = maps.n_draws
+            draws = int(maps.n_draws.min()) if len(maps.n_draws) else draws
             progress.advance()
     return Measured(dict(moments), sizes, draws)
 

@@ -22,7 +22,8 @@ from diffmining_core.errors import InputError
 from diffmining_core.images import shards
 from diffmining_core.images.addresses import row_uri
 from diffmining_core.images.pixels import content_id
-from diffmining_core.images.shards import SHARD_SCHEMA, ShardImage
+from diffmining_core.images.shard_image import ShardImage
+from diffmining_core.images.shards import SHARD_SCHEMA
 from diffmining_core.store.ledger import Attempt, finished, read_manifests, read_table
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit

@@ -15,6 +15,36 @@ LAYERS = ("diffmining_core", "tasks", "flows", "deployments")
 """Each may import itself and those before it."""
 
 MODEL_ROOMS = ("models", "finetuning", "typicality", "features", "baselines")
+NOT_ON_A_GPU_MACHINE = (
+    *("dask", "distributed", "pandas", "prefect", "pyarrow", "s3fs", "scipy", "skimage", "sklearn"),
+    *("tensorboard", "umap", "zarr"),
+)
+"""What a machine may lack that has torch, diffusers, transformers, peft and what these need."""
+
+MEASURE_TWO_IMAGES = """
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from diffmining_core.images.pixels import content_id
+from diffmining_core.images.shard_image import ShardImage
+from diffmining_core.models.pipelines import load_pipeline
+from diffmining_core.models.prompts import PromptTemplate
+from diffmining_core.typicality.shard import TypicalityOptions, shard_typicality
+
+images = []
+for number in range(2):
+    path = Path(sys.argv[1]) / f"{number}.png"
+    pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    images.append(ShardImage(content_id(path.read_bytes()), str(path), "here", 64, 64))
+options = TypicalityOptions(PromptTemplate(), size=64, draws=1, t_range=(0.1, 0.7), seed=42)
+maps, set_aside = shard_typicality(load_pipeline("tiny"), images, options)
+print([maps[place].mean.shape for place in range(2)], set_aside)
+"""
+
 PLAIN_ROOMS = ("patches", "clusters", "localization", "evaluation", "signs", "report")
 
 
@@ -64,6 +94,25 @@ def test_plain_rooms_need_no_torch(room: str) -> None:
 @pytest.mark.parametrize("room", MODEL_ROOMS)
 def test_the_model_side_runs_without_prefect_dask_and_zarr(room: str) -> None:
     assert offences(f"diffmining_core/{room}", "prefect", "dask", "zarr") == []
+
+
+def test_a_machine_with_little_but_torch_measures_typicality(tmp_path: Path) -> None:
+    models = (REPOSITORY / "diffmining_core" / "models").glob("*.py")
+    modules = [
+        *(f"diffmining_core.models.{path.stem}" for path in models),
+        "diffmining_core.features.dift",
+        "diffmining_core.finetuning.training",
+        "diffmining_core.translation.shard",
+        "diffmining_core.typicality.shard",
+    ]
+    program = (
+        f"import sys\nsys.modules |= dict.fromkeys({NOT_ON_A_GPU_MACHINE!r})\n"
+        f"for name in {modules!r}: __import__(name)\n{MEASURE_TWO_IMAGES}"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.strip() == "[(8, 8), (8, 8)] {}"
 
 
 def test_the_rooms_are_all_here() -> None:

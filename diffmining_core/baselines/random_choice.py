@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from diffmining_core.images.pixels import resized_hw
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.patches.scoring import HIGHEST, PATCH_SCHEMA, image_seed, random_patches
 
 ALGO = "random-1"

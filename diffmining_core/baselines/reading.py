@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from diffmining_core.errors import ImageError
 from diffmining_core.images.pixels import load_pixels
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from diffmining_core.models.denoiser import Denoiser
 from diffmining_core.models.pipelines import Pipeline
-from diffmining_core.typicality.draws import Draws, draw, sample_posterior
+from diffmining_core.typicality.draws import INDEPENDENT, Draws, draw, sample_posterior
 
 TIMESTEP = 161
 UP_BLOCK = 1
 NOISES = 8
-
-
-class _Reached(Exception):  # noqa: N818 - carries the activation out of the UNet; no error
-    def __init__(self, activation: torch.Tensor) -> None:
-        self.activation = activation
 
 
 @torch.inference_mode()
@@ -36,21 +32,12 @@ def dift(
     `up_blocks[1]` at t = 161: 1280 channels at 1/16 of the image for Stable Diffusion 1.5. The
     blocks behind it are never run.
     """
-
-    def leave(_module: torch.nn.Module, _arguments: object, output: torch.Tensor) -> None:
-        raise _Reached(output)
-
     noise = draws.noise.to(pipeline.device)
     timesteps = torch.full((len(noise),), TIMESTEP, device=pipeline.device)
     noisy = pipeline.add_noise(latents.to(pipeline.device), noise, timesteps)
-    hook = pipeline.unet.up_blocks[UP_BLOCK].register_forward_hook(leave)
-    try:
-        pipeline.predict_noise(noisy, timesteps, prompt_embeds.expand(len(noise), -1, -1))
-    except _Reached as reached:
-        return reached.activation.float().mean(dim=0)
-    finally:
-        hook.remove()
-    raise AssertionError("the UNet ended without passing its up block")
+    of_noise = torch.zeros(len(noise), dtype=torch.int64)
+    denoiser = Denoiser(pipeline, prompt_embeds[None], of_noise, [TIMESTEP], at_once=len(noise))
+    return denoiser.activation(noisy, 0, UP_BLOCK).mean(dim=0)
 
 
 def patch_features(
@@ -86,13 +73,16 @@ def image_features(
 ) -> npt.NDArray[np.float32]:
     """Features float32 [len(patches), C] of one model-size image uint8 [h, w, 3].
 
-    The VAE sample and the noises are those that `seed` and `image_id` give everywhere.
+    The VAE sample and the noises are those that `seed` and `image_id` give everywhere. InputError
+    for a feature that is not finite.
     """
     pixel_values = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
     mean, std = pipeline.encode_posterior(pixel_values)
     latents = sample_posterior(mean, std, seed, [image_id])[0]
     latent_shape = (latents.shape[0], latents.shape[1], latents.shape[2])
-    draws = draw(seed, latent_shape, NOISES, (TIMESTEP / 1000, (TIMESTEP + 1) / 1000))
+    t_range = (TIMESTEP / 1000, (TIMESTEP + 1) / 1000)
+    draws = draw(seed, latent_shape, NOISES, t_range, device=latents.device, spread=INDEPENDENT)
     feature_map = dift(pipeline, latents, prompt_embeds, draws)
+    pipeline.check_finite(feature_map, f"the features of {image_id}")
     pooled = patch_features(feature_map, patches, patch_size, pixels.shape[:2])
     return pooled.cpu().numpy()

@@ -45,6 +45,7 @@ from diffmining_core.finetuning.sampling import Sampling
 from diffmining_core.finetuning.weights import MovingAverage, Weights, trainable
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.models.prompts import PromptTemplate
+from diffmining_core.models.unet import channels_last
 from diffmining_core.store.checkpoints import RootCheckpoints
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -146,6 +147,7 @@ class _Training:
         self.accelerator = accelerator
         self.pipeline, self.unet = work.pipeline, work.pipeline.unet
         self.listeners = listeners if accelerator.is_main_process else ()
+        channels_last(self.unet)
         if accelerator.num_processes > self.options.batch_size:
             raise InputError(
                 f"{accelerator.num_processes} processes cannot share a batch of "
@@ -408,10 +410,9 @@ class _Training:
         self.history.restore(history)
         for name, parameter in self.trained.items():
             parameter.data.copy_(tensors[f"weight/{name}"])
-            self.adam.state[parameter] = {
-                "step": tensors["adam_steps"].clone(),
-                "exp_avg": tensors[f"exp_avg/{name}"].to(parameter),
-                "exp_avg_sq": tensors[f"exp_avg_sq/{name}"].to(parameter),
+            self.adam.state[parameter] = {"step": tensors["adam_steps"].clone()} | {
+                moment: torch.empty_like(parameter).copy_(tensors[f"{moment}/{name}"])
+                for moment in ("exp_avg", "exp_avg_sq")
             }
             if self.average:
                 self.average.weights[name].copy_(tensors[f"average/{name}"])

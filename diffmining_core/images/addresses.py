@@ -28,15 +28,17 @@ from datetime import datetime
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 from fsspec.implementations.memory import MemoryFileSystem
 
 from diffmining_core.errors import ImageError
 from diffmining_core.store.roots import explained, filesystem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 TRUST_SECONDS = 10.0
 """Time after which a Parquet file that is being read is looked at again, for it may be replaced."""
@@ -185,6 +187,9 @@ def opened(file: str, ahead: int = 0) -> Iterator[Any]:
 @contextmanager
 def opened_parquet(file: str, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
     """The Parquet file at a path or URL; ImageError, here and while reading, if it is damaged."""
+    import pyarrow as pa  # only where images or tables are in Parquet: a GPU machine may lack it
+    import pyarrow.parquet as pq
+
     with opened(file) as handle:
         try:
             with pq.ParquetFile(handle, metadata=metadata, pre_buffer=True) as parquet:

@@ -26,8 +26,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from diffmining_core.errors import InputError
+from diffmining_core.images.shard_image import Box
 from diffmining_core.images.shards import (
-    Box,
     FoundImage,
     IndexPlan,
     KeptShard,

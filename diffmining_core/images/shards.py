@@ -29,6 +29,7 @@ from diffmining_core.images.addresses import (
     read_bytes,
 )
 from diffmining_core.images.pixels import content_id, decode_rgb, header_size
+from diffmining_core.images.shard_image import Box, ShardImage
 
 ALGO = "3"
 """Version of what decides a shard's rows, given the files' bytes."""
@@ -72,9 +73,6 @@ SHARD_SCHEMA = pa.schema(
 
 _large_turn = threading.Lock()
 
-Box: TypeAlias = tuple[float, float, float, float]
-"""left, top, width, height in pixels of the original image."""
-
 Row: TypeAlias = dict[str, str | int | Sequence[Box] | None]
 """A row of SHARD_SCHEMA; what it lacks is null."""
 
@@ -112,23 +110,6 @@ class FoundImage:
         if self.fault or None in (self.image_id, self.width, self.height):
             return None
         return cast("tuple[int, int]", (self.width, self.height))
-
-
-@dataclass(frozen=True)
-class ShardImage:
-    """A good image of a shard under one of its labels; width and height in pixels, upright.
-
-    declared: nobody has opened it yet; id and size are what the dataset's manifest says.
-    """
-
-    image_id: str
-    uri: str
-    label: str
-    width: int
-    height: int
-    declared: bool = False
-    detail: str | None = None
-    boxes: tuple[Box, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from diffmining_core.images.pixels import model_scale, resized_hw
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from diffmining_core.images.shards import Box, ShardImage
+    from diffmining_core.images.shard_image import Box, ShardImage
 
 
 class Truth(Protocol):

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from diffmining_core.errors import InputError
+from diffmining_core.images.addresses import fingerprint
 from diffmining_core.store.caches import cache_folder, filled_aside
 from diffmining_core.store.roots import explained, filesystem
 
@@ -45,8 +46,6 @@ def first_line(error: Exception) -> str:
 
 def _from_url(url: str, what: str, choose: Choose) -> Path:
     """A copy in the user's cache folder, made anew when the listing there has changed."""
-    from diffmining_core.images.addresses import fingerprint  # its Arrow is for URLs alone
-
     try:
         fs, path = filesystem(url)
     except (ValueError, ImportError) as error:

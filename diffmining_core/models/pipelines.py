@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import diffusers
@@ -23,6 +24,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from diffmining_core.errors import InputError
+from diffmining_core.models.compiled import Compiled
 from diffmining_core.models.fetching import first_line
 from diffmining_core.models.files import (
     COMPONENTS,
@@ -31,6 +33,8 @@ from diffmining_core.models.files import (
     find_model,
     model_digest,
 )
+
+_COUNTING = Lock()
 
 
 @dataclass
@@ -49,14 +53,25 @@ class Pipeline:
     scheduler: DDPMScheduler
     digest: str
     unet_forwards: int = field(default=0)
+    rows_at_once: dict[tuple[int, ...], int] = field(default_factory=dict)
+    """By latent shape, how many rows go through the UNet together (see `models.denoiser`)."""
+    most_rows: dict[tuple[int, ...], int] = field(default_factory=dict)
+    """By latent shape, the most that do since memory has run out."""
+    compiled: Compiled = field(init=False)
 
     def __post_init__(self) -> None:
         for module in (self.unet, self.vae, self.text_encoder):
             module.requires_grad_(False).eval()
         self.unet.register_forward_pre_hook(self._count_forwards)
+        self.compiled = Compiled("inductor" if self.device.type == "cuda" else None)
 
     def _count_forwards(self, _module: torch.nn.Module, arguments: tuple[Any, ...]) -> None:
-        self.unet_forwards += arguments[0].shape[0]
+        self.count(arguments[0].shape[0])
+
+    def count(self, forwards: int) -> None:
+        """So many rows have gone through the UNet, whichever thread says so."""
+        with _COUNTING:
+            self.unet_forwards += forwards
 
     @property
     def device(self) -> torch.device:
@@ -137,6 +152,12 @@ class Pipeline:
         2.x) is read as ε̂ = sqrt(ā) v̂ + sqrt(1 - ā) x_t.
         """
         prediction = self.predict(noisy_latents, timesteps, prompt_embeds)
+        return self.as_noise(prediction, noisy_latents, timesteps)
+
+    def as_noise(
+        self, prediction: torch.Tensor, noisy_latents: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        """The noise float32 in what the UNet predicted, both [n, channels, h, w]."""
         if self.scheduler.config.prediction_type == "epsilon":
             return prediction
         signal, sigma = self._signal_and_sigma(timesteps)
@@ -152,9 +173,20 @@ class Pipeline:
         return signal * noise - sigma * latents
 
     def _signal_and_sigma(self, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        alpha_bar = self.scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-        alpha_bar = alpha_bar.view(-1, 1, 1, 1).float()
+        # Kept where it is used: a copy for every forward would hold up a GPU.
+        self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(timesteps.device)
+        alpha_bar = self.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1).float()
         return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+
+    def check_finite(self, values: torch.Tensor, what: str) -> None:
+        """InputError where what was computed is no number: the UNet's precision may be too low."""
+        if not bool(torch.isfinite(values).all()):
+            precision = str(self.dtype).removeprefix("torch.")
+            raise InputError(
+                f"Every value of {what} should be finite, but with the UNet in {precision} some "
+                "are not; run it again with --precision bfloat16, whose range is that of float32, "
+                "or look whether the model's weights are sound."
+            )
 
     def save(self, folder: Path) -> None:
         """Write all parts as a diffusers folder that `StableDiffusionPipeline` loads."""

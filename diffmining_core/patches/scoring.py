@@ -216,7 +216,7 @@ def _check_finite(maps: RaggedMaps) -> None:
         i = int(np.searchsorted(maps.offsets, wrong[0], side="right")) - 1
         raise InputError(
             f"image {maps.image_id[i]} (label {maps.label[i]}): every value of its typicality map "
-            "should be finite, some are not; compute its shard again with a float32 model."
+            "should be finite, some are not; compute its shard again with --precision float32."
         )
 
 

@@ -2,8 +2,12 @@
 
 `values` and `m2` are float32 [Σ h·w], each one shard object with inner chunks of 131,072 values;
 `offsets` int64 [n+1] and `hw` int32 [n, 2] say where each map lies and its shape, `null_loss`
-float32 [n] what its typicality is to be compared with; ids, labels and the number of draws are
+float32 [n] what its typicality is to be compared with; ids, labels and the numbers of draws are
 attributes. 11 objects a unit, whatever n. One writer, never appended to.
+
+Maps that are measured in rounds (`typicality.rounds`) have `window_m2` too, float32 like `m2`. The
+unit of a later round holds the maps that were measured further, and names the one `before` it,
+which has the others: `read_maps` gives all of them.
 
 Float32 keeps what was measured to the bit, so that patches chosen from a stored map are those of
 the map; typicality below 6e-5 would be subnormal in float16.
@@ -26,7 +30,7 @@ from zarr.core.buffer.cpu import Buffer as CpuBuffer
 from zarr.storage import FsspecStore, MemoryStore
 
 from diffmining_core.errors import InputError
-from diffmining_core.store.ledger import Attempt, Manifest, missing_file, read_files
+from diffmining_core.store.ledger import Attempt, Manifest, finished, missing_file, read_files
 from diffmining_core.store.roots import Root, explained
 
 if TYPE_CHECKING:
@@ -41,6 +45,7 @@ WRITE_ALL: ArrayConfigParams = {"write_empty_chunks": True}
 """All-zero chunks too: every unit then has the same objects, and a missing one is a fault."""
 
 ARRAYS = ("values", "m2", "null_loss", "offsets", "hw")
+WINDOW_M2 = "window_m2"
 
 
 @dataclass
@@ -48,10 +53,12 @@ class RaggedMaps:
     """n typicality maps of any shapes, end to end.
 
     values: float32 [Σ h·w], each map the mean over the draws, row-major. m2: float32 like values,
-    the sum over the draws of squared deviations from that mean. null_loss: float32 [n], mean over
-    draws and positions of the squared error of the predicted noise under the null prompt. offsets:
-    int64 [n+1], map i is values[offsets[i]:offsets[i+1]]. hw: int32 [n, 2]. image_id, label: one
-    per map; an image of several labels has a map for each.
+    the sum over the draws of squared deviations from that mean, of draws that come `together` those
+    of their mean. null_loss: float32 [n], mean over draws and positions of the squared error of the
+    predicted noise under the null prompt. offsets: int64 [n+1], map i is
+    values[offsets[i]:offsets[i+1]]. hw: int32 [n, 2]. image_id, label: one per map; an image of
+    several labels has a map for each. n_draws: int32 [n]. window_m2: None or float32 like m2, of
+    the mean over the `window` × `window` positions that begin at each.
     """
 
     values: npt.NDArray[np.float32]
@@ -61,7 +68,10 @@ class RaggedMaps:
     hw: npt.NDArray[np.int32]
     image_id: list[str]
     label: list[str]
-    n_draws: int
+    n_draws: npt.NDArray[np.int32]
+    together: int = 1
+    window: int = 0
+    window_m2: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def pack(
@@ -71,15 +81,21 @@ class RaggedMaps:
         null_loss: Sequence[float] | npt.NDArray[np.float32],
         image_id: Sequence[str],
         label: Sequence[str],
-        n_draws: int,
+        n_draws: int | Sequence[int],
+        together: int = 1,
+        window: int = 0,
+        window_m2s: Sequence[npt.NDArray[np.float32]] | None = None,
     ) -> RaggedMaps:
         """Lay maps [h, w] and their m2 [h, w] end to end; ValueError if their shapes differ."""
-        for i, (mean, m2) in enumerate(zip(means, m2s, strict=True)):
-            if mean.ndim != 2 or mean.shape != m2.shape:
-                raise ValueError(
-                    f"map {i}: the mean {mean.shape} and the m2 {m2.shape} should have one shape "
-                    "[h, w]"
-                )
+        for i, (mean, *others) in enumerate(
+            zip(means, m2s, *([window_m2s] if window_m2s is not None else []), strict=True)
+        ):
+            for other in others:
+                if mean.ndim != 2 or mean.shape != other.shape:
+                    raise ValueError(
+                        f"map {i}: the mean {mean.shape} and the m2 {other.shape} should have one "
+                        "shape [h, w]"
+                    )
         hw = np.array([mean.shape for mean in means], np.int32).reshape(-1, 2)
         return cls(
             values=_joined(means),
@@ -89,7 +105,10 @@ class RaggedMaps:
             hw=hw,
             image_id=list(image_id),
             label=list(label),
-            n_draws=n_draws,
+            n_draws=np.broadcast_to(np.asarray(n_draws, np.int32), len(hw)).copy(),
+            together=together,
+            window=window,
+            window_m2=None if window_m2s is None else _joined(window_m2s),
         )
 
     def map(self, i: int) -> npt.NDArray[np.float32]:
@@ -97,36 +116,96 @@ class RaggedMaps:
         return self._of(self.values, i)
 
     def standard_error(self, i: int) -> npt.NDArray[np.float32]:
-        """Standard error of map i's mean over the draws, √(m2 / (n (n - 1))), float32 [h, w].
+        """Standard error of map i's mean over the draws, float32 [h, w].
 
-        ValueError for a single draw, which has none.
+        √(m2 / (n (g - 1))) of n draws in g groups; ValueError for a single group, which has none.
         """
-        if self.n_draws < 2:
-            raise ValueError(f"a standard error needs 2 draws or more, there is {self.n_draws}")
-        variance = self._of(self.m2, i) / np.float32(self.n_draws - 1)
-        error: npt.NDArray[np.float32] = np.sqrt(variance / np.float32(self.n_draws))
+        return self._error(self.m2, i)
+
+    def window_error(self, i: int) -> npt.NDArray[np.float32]:
+        """Standard error of map i's mean over the window that begins at each position, [h, w].
+
+        ValueError for maps that were not measured for it.
+        """
+        if self.window_m2 is None:
+            raise ValueError("maps have errors of windows where they are measured in rounds only")
+        return self._error(self.window_m2, i)
+
+    def _error(self, m2: npt.NDArray[np.float32], i: int) -> npt.NDArray[np.float32]:
+        n = int(self.n_draws[i])
+        groups = -(-n // self.together)
+        if groups < 2:
+            raise ValueError(
+                f"a standard error needs 2 draws or more that do not depend on one another, there "
+                f"is {groups}"
+            )
+        error: npt.NDArray[np.float32] = np.sqrt(self._of(m2, i) / np.float32(n * (groups - 1)))
         return error
+
+    def only(self, rows: Sequence[int]) -> RaggedMaps:
+        """Those in these places."""
+        return RaggedMaps.pack(
+            [self.map(i) for i in rows],
+            [self._of(self.m2, i) for i in rows],
+            self.null_loss[list(rows)],
+            [self.image_id[i] for i in rows],
+            [self.label[i] for i in rows],
+            self.n_draws[list(rows)].tolist(),
+            self.together,
+            self.window,
+            None if self.window_m2 is None else [self._of(self.window_m2, i) for i in rows],
+        )
+
+    def followed_by(self, other: RaggedMaps) -> RaggedMaps:
+        """These and the others, end to end."""
+        windows = None
+        if self.window_m2 is not None and other.window_m2 is not None:
+            windows = np.concatenate([self.window_m2, other.window_m2])
+        return RaggedMaps(
+            np.concatenate([self.values, other.values]),
+            np.concatenate([self.m2, other.m2]),
+            np.concatenate([self.null_loss, other.null_loss]),
+            np.concatenate([self.offsets, self.offsets[-1] + other.offsets[1:]]),
+            np.concatenate([self.hw, other.hw]),
+            self.image_id + other.image_id,
+            self.label + other.label,
+            np.concatenate([self.n_draws, other.n_draws]),
+            self.together,
+            self.window,
+            windows,
+        )
 
     def _of(self, flat: npt.NDArray[np.float32], i: int) -> npt.NDArray[np.float32]:
         start, stop = self.offsets[i], self.offsets[i + 1]
         return flat[start:stop].reshape(self.hw[i, 0], self.hw[i, 1])
 
 
-def write_maps(attempt: Attempt, maps: RaggedMaps, name: str = NAME) -> None:
-    """Store the maps as the Zarr group `name`; InputError if their shapes do not fit together."""
+def write_maps(
+    attempt: Attempt, maps: RaggedMaps, name: str = NAME, before: str | None = None
+) -> None:
+    """Store the maps as the Zarr group `name`; InputError if their shapes do not fit together.
+
+    before: key of the unit of the same stage that has the maps which are not among these.
+    """
     _check(maps, attempt.unit)
     n = max(1, len(maps.hw))  # no chunk is empty
     objects: dict[str, Buffer] = {}  # filled in memory, so that each object gets its checksum
+    draws = maps.n_draws.tolist()
     group = zarr.create_group(
         MemoryStore(objects),
         attributes={
             "image_id": maps.image_id,
             "label": maps.label,
-            "n_draws": maps.n_draws,
+            "n_draws": draws[0] if len(set(draws)) == 1 else draws,
+            "together": maps.together,
+            "window": maps.window,
+            **({"before": before} if before else {}),
         },
     )
     _write_flat(group, "values", maps.values)
     _write_flat(group, "m2", maps.m2)
+    if maps.window_m2 is not None:
+        _write_flat(group, WINDOW_M2, maps.window_m2)
     group.create_array("null_loss", data=maps.null_loss, chunks=(n,), config=WRITE_ALL)
     group.create_array("offsets", data=maps.offsets)
     group.create_array("hw", data=maps.hw, chunks=(n, 2))
@@ -135,7 +214,7 @@ def write_maps(attempt: Attempt, maps: RaggedMaps, name: str = NAME) -> None:
 
 
 def read_maps(root: Root, manifest: Manifest, name: str = NAME) -> RaggedMaps:
-    """All maps of a unit, every object checked against the manifest.
+    """All maps of a unit and of those before it, every object checked against its manifest.
 
     InputError naming the unit if there are no maps or their shapes do not fit together.
     """
@@ -146,14 +225,24 @@ def read_maps(root: Root, manifest: Manifest, name: str = NAME) -> RaggedMaps:
     }
     group = zarr.open_group(MemoryStore(objects), mode="r")
     attributes = group.attrs.asdict()
+    image_id = cast(list[str], attributes["image_id"])
+    draws = np.asarray(attributes["n_draws"], np.int32)
     maps = RaggedMaps(
         **{array: np.asarray(_array(group, array)[...]) for array in ARRAYS},
-        image_id=cast(list[str], attributes["image_id"]),
+        image_id=image_id,
         label=cast(list[str], attributes["label"]),
-        n_draws=cast(int, attributes["n_draws"]),
+        n_draws=np.broadcast_to(draws, len(image_id)).copy(),
+        together=cast(int, attributes.get("together", 1)),
+        window=cast(int, attributes.get("window", 0)),
+        window_m2=np.asarray(_array(group, WINDOW_M2)[...]) if WINDOW_M2 in group else None,
     )
     _check(maps, manifest.unit)
-    return maps
+    if "before" not in attributes:
+        return maps
+    before = read_maps(root, finished(root, manifest.stage, cast(str, attributes["before"])), name)
+    anew = set(zip(maps.image_id, maps.label, strict=True))
+    pairs = zip(before.image_id, before.label, strict=True)
+    return before.only([i for i, pair in enumerate(pairs) if pair not in anew]).followed_by(maps)
 
 
 def open_maps_dask(root: Root, manifest: Manifest) -> dict[str, da.Array]:
@@ -224,7 +313,10 @@ def _check(maps: RaggedMaps, unit: str) -> None:
         "null_loss": (maps.null_loss, np.float32, (n,)),
         "offsets": (maps.offsets, np.int64, (n + 1,)),
         "hw": (maps.hw, np.int32, (n, 2)),
+        "n_draws": (maps.n_draws, np.int32, (n,)),
     }
+    if maps.window_m2 is not None:
+        expected[WINDOW_M2] = (maps.window_m2, np.float32, maps.values.shape)
     for name, (array, dtype, shape) in expected.items():
         if array.dtype != dtype or array.shape != shape:
             raise InputError(

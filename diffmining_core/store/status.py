@@ -27,6 +27,7 @@ STAGES = (
     "typicality",
     "patches",
     "selection",
+    "refinement",
     "features",
     "clusters",
     "evaluation",

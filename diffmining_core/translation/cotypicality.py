@@ -105,8 +105,8 @@ def _check(image: ParallelMaps) -> None:
         if not np.isfinite(one).all():
             raise InputError(
                 f"image {image.image_id} (label {image.own[0]}): every value of its typicality map "
-                f"under {label!r} should be finite, some are not; measure it again with a float32 "
-                "model."
+                f"under {label!r} should be finite, some are not; measure it again with "
+                "--precision float32."
             )
 
 

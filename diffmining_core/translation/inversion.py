@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from diffmining_core.models.denoiser import Denoiser
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.typicality.draws import TRAIN_TIMESTEPS
 
@@ -54,13 +55,14 @@ def invert(
     x = latents.to(pipeline.device)
     inverted = {}
     alpha = alphas[0]
-    for t in timesteps:
-        at = torch.full((len(x),), t, device=pipeline.device)
-        noise_pred = pipeline.predict_noise(x, at, prompt_embeds)
+    denoiser = Denoiser(
+        pipeline, prompt_embeds, torch.arange(len(x)), timesteps, on_forwards=on_forwards
+    )
+    for place, t in enumerate(timesteps):
+        noise_pred = denoiser.predict_noise(x, place)
         x, alpha = ddim_move(x, noise_pred, alpha, alphas[t]), alphas[t]
         if t in kept:
             inverted[t] = x
-        on_forwards(len(x))
     return inverted
 
 

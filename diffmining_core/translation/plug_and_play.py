@@ -7,11 +7,11 @@ the latents of each image under each of its targets.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
+from diffmining_core.models.denoiser import Denoiser
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.translation.injection import injected
 from diffmining_core.translation.inversion import sample, sampling_timesteps
@@ -54,26 +54,31 @@ def redraw(
 
     A source goes through the UNet once for all its targets, at the latent that inversion had, with
     the null prompt, and only while something is carried over: sources · 0.8 · steps forwards and
-    2 · pairs · steps.
+    2 · pairs · steps. torch.OutOfMemoryError if they are too many for one batch.
     """
     timesteps = sampling_timesteps(steps)
     of_pair = targets.source_of_pair.to(pipeline.device)
     sources = len(start)
     source_of_row = torch.cat([torch.arange(sources, device=pipeline.device), of_pair, of_pair])
-    guided = torch.cat([null_embeds.expand(len(of_pair), -1, -1), targets.prompt_embeds])
-    with_sources = torch.cat([null_embeds.expand(sources, -1, -1), guided])
+    prompts = torch.cat([null_embeds, targets.prompt_embeds])
+    null, target = torch.zeros(len(of_pair)).long(), 1 + torch.arange(len(of_pair))
+
+    def denoiser(prompt_of_row: torch.Tensor) -> Denoiser:
+        return Denoiser(
+            pipeline, prompts, prompt_of_row, timesteps, on_forwards=on_forwards, whole=True
+        )
+
+    guided = denoiser(torch.cat([null, target]))
+    with_sources = denoiser(torch.cat([torch.zeros(sources).long(), null, target]))
 
     def predict(x: torch.Tensor, t: int) -> torch.Tensor:
         step = timesteps.index(t)
-        rows, embeds = torch.cat([x, x]), guided
-        carried: AbstractContextManager[None] = nullcontext()
         if step < FEATURE_SHARE * steps:
-            rows, embeds = torch.cat([inverted[t], rows]), with_sources
-            carried = injected(pipeline.unet, source_of_row, step < ATTENTION_SHARE * steps)
-        with carried:
-            at = torch.full((len(rows),), t, device=pipeline.device)
-            noise_pred = pipeline.predict_noise(rows, at, embeds)
-        on_forwards(len(rows))
+            rows = torch.cat([inverted[t], x, x])
+            with injected(pipeline.unet, source_of_row, step < ATTENTION_SHARE * steps):
+                noise_pred = with_sources.predict_noise(rows, step)
+        else:
+            noise_pred = guided.predict_noise(torch.cat([x, x]), step)
         null, target = noise_pred[-2 * len(x) :].chunk(2)
         return null + guidance * (target - null)
 

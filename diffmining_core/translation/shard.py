@@ -14,8 +14,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from diffmining_core.errors import InputError
 from diffmining_core.images.pixels import load_pixels, resized_size
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
+from diffmining_core.models.denoiser import Denoiser, rows_at_once
+from diffmining_core.models.fetching import first_line
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.translation.inversion import invert, sample, sampling_timesteps
@@ -94,9 +97,10 @@ def shard_translations(
     """Every image under every target that is not a label of its own, in one order always.
 
     `batch_size` images are inverted at a time, and at most twice as many rows go through the UNet
-    at once while they are redrawn; an image whose targets do not fit is its own source more than
-    once. Where the inversion is shortened, each image also says how well it came back. ImageError
-    for an image that cannot be read.
+    at once while they are redrawn, half as many where memory runs out; 0 leaves it to the device.
+    An image whose targets do not fit is its own source more than once. Where the inversion is
+    shortened, each image also says how well it came back. ImageError for an image that cannot be
+    read, InputError for one that cannot be redrawn in the UNet's precision.
     """
     null_embeds = pipeline.embed_prompts([options.prompts.null])
     label_embeds = {
@@ -105,9 +109,11 @@ def shard_translations(
     }
     timesteps = sampling_timesteps(options.steps)
     upwards = options.inversion_timesteps
-    for _, groups in by_shape(rows_of_images(images), images, options.size):
-        for first in range(0, len(groups), batch_size):
-            batch = groups[first : first + batch_size]
+    for hw, groups in by_shape(rows_of_images(images), images, options.size):
+        latent_shape = (int(pipeline.unet.config.in_channels), *(n // pipeline.cell for n in hw))
+        at_once = batch_size or max(1, rows_at_once(pipeline, latent_shape) // 2)
+        for first in range(0, len(groups), at_once):
+            batch = groups[first : first + at_once]
             sources = [images[rows[0]] for rows in batch]
             wanted = [_targets_of(images, rows, targets) for rows in batch]
             latents = _mean_latents(pipeline, sources, options.size)
@@ -122,9 +128,13 @@ def shard_translations(
                 yield from (
                     Reconstructed(rows[0], db) for rows, db in zip(batch, psnr, strict=True)
                 )
-            for pairs in _packed(wanted, 2 * batch_size):
+
+            def redraw_pairs(
+                pairs: Sequence[tuple[int, str]],
+                inverted: dict[int, torch.Tensor] = inverted,
+            ) -> torch.Tensor:
                 some = sorted({source for source, _ in pairs})
-                redrawn = redraw(
+                return redraw(
                     pipeline,
                     {t: inverted[t][some] for t in timesteps},
                     inverted[upwards[-1]][some],
@@ -137,8 +147,12 @@ def shard_translations(
                     options.guidance,
                     on_forwards,
                 )
+
+            for pairs in _packed(wanted, 2 * at_once):
+                redrawn = _in_halves(redraw_pairs, pairs)
                 for (source, label), one in zip(pairs, redrawn, strict=True):
                     image = sources[source]
+                    pipeline.check_finite(one, f"{image.image_id} redrawn as {label}")
                     pixels = pipeline.decode(one[None])[0]
                     yield Redrawn(
                         batch[source][0],
@@ -186,15 +200,35 @@ def _reconstruction(
 ) -> list[float]:
     """The images sampled as they were inverted, against what the VAE makes of them, in dB."""
 
+    denoiser = Denoiser(
+        pipeline, prompt_embeds, torch.arange(len(latents)), timesteps, on_forwards=on_forwards
+    )
+
     def predict(x: torch.Tensor, t: int) -> torch.Tensor:
-        on_forwards(len(x))
-        at = torch.full((len(x),), t, device=pipeline.device)
-        return pipeline.predict_noise(x, at, prompt_embeds)
+        return denoiser.predict_noise(x, timesteps.index(t))
 
     came_back = pipeline.decode(sample(pipeline, inverted[timesteps[0]], timesteps, predict))
     expected = pipeline.decode(latents)
     errors = ((came_back.astype(float) - expected) ** 2).mean(axis=(1, 2, 3))
     return [float(10 * np.log10(255**2 / max(error, 1e-9))) for error in errors]
+
+
+def _in_halves(
+    redraw_pairs: Callable[[Sequence[tuple[int, str]]], torch.Tensor],
+    pairs: Sequence[tuple[int, str]],
+) -> torch.Tensor:
+    """All pairs redrawn, together or, where memory runs out, one half after the other."""
+    try:
+        return redraw_pairs(pairs)
+    except torch.OutOfMemoryError as error:
+        if len(pairs) == 1:
+            raise InputError(
+                f"A single image and its source do not fit into the GPU's memory "
+                f"({first_line(error)}); take smaller images, or a device with more memory."
+            ) from error
+    torch.cuda.empty_cache()
+    half = len(pairs) // 2
+    return torch.cat([_in_halves(redraw_pairs, part) for part in (pairs[:half], pairs[half:])])
 
 
 def _packed(wanted: Sequence[Sequence[str]], rows: int) -> Iterator[list[tuple[int, str]]]:

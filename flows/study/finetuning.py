@@ -13,9 +13,9 @@ from diffmining_core.store.runs import plan_stage
 from flows.checks import check_inputs
 from flows.finetune import image_geometry, train
 from flows.index import index_split
-from flows.mine import choose, pick_patches
 from flows.parameters import StudyParameters
 from flows.run_ledger import RunLedger
+from flows.selection import choose, pick_patches
 from flows.typicality import measure
 from tasks.evaluation import TruthReference, find_truth, read_truth
 from tasks.finetune import snapshot_model

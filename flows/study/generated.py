@@ -12,9 +12,9 @@ from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
 from flows.embed import embed
 from flows.fan_out import Work, planned_there, run_missing
-from flows.mine import choose, pick_patches
 from flows.parameters import GeneratedStudyParameters
 from flows.run_ledger import RunLedger
+from flows.selection import choose, pick_patches
 from flows.study.prepared import Prepared, announce, check, prepare, study_facts
 from flows.typicality import measure
 from tasks.generated import STAGE, generate, generated_shard, generated_unit
@@ -84,7 +84,7 @@ def generated_shards(
     there = planned_there(root, STAGE, [one.unit.key for one in work])
 
     def made(options: dict[str, Any]) -> State[Done]:
-        device = choose_device(parameters.device)
+        device = choose_device(parameters.device, parameters.precision)
         return generate(root, model, options, device, return_state=True)
 
     run.add(run_missing([one for one in work if one.unit.key not in there], made))

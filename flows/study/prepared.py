@@ -16,9 +16,9 @@ from diffmining_core.report.study_page import Table, markdown
 from flows.checks import check_inputs
 from flows.finetune import finetune_model, image_geometry, trained_shards
 from flows.index import index_split
-from flows.mine import choose, pick_patches
 from flows.parameters import MinedStudyParameters
 from flows.run_ledger import RunLedger
+from flows.selection import choose, pick_patches
 from flows.typicality import how_measured, measure
 from tasks.evaluation import TruthReference, find_truth, read_truth
 from tasks.index import Shard, dataset_counts

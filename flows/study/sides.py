@@ -11,7 +11,6 @@ from prefect import flow
 from diffmining_core.report.sides import AS_MINED, NOISE, PATCH_SIZES, TIMESTEPS
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
-from flows.mine import choose, pick_patches
 from flows.parameters import (
     MinedStudyParameters,
     NoiseStudyParameters,
@@ -19,6 +18,7 @@ from flows.parameters import (
     TimestepStudyParameters,
 )
 from flows.run_ledger import RunLedger
+from flows.selection import choose, pick_patches
 from flows.study.prepared import Mined, Prepared, announce, check, mine_sides, prepare, study_facts
 from flows.typicality import measure
 from tasks.report import publish_page

@@ -325,7 +325,7 @@ def test_cancel_stops_the_gpu_in_the_middle_of_a_shard_and_a_rerun_goes_on(
 def draws_lasting(images: Sequence[Path], seconds: float) -> int:
     """How many draws of these images keep this machine busy for so long."""
     torch = pytest.importorskip("torch")
-    from diffmining_core.images.shards import ShardImage
+    from diffmining_core.images.shard_image import ShardImage
     from diffmining_core.models.files import ModelSource
     from diffmining_core.models.pipelines import load_pipeline
     from diffmining_core.models.prompts import PromptTemplate

@@ -66,7 +66,7 @@ def test_clips_maps_lead_to_patches_and_their_features(
         pairs = [(image.image_id, image.label) for image in good_images(opened, shard)]
         assert list(zip(maps.image_id, maps.label, strict=True)) == pairs
         assert maps.map(0).shape == (SIZE // CELL, SIZE // CELL)
-        assert maps.n_draws == 1
+        assert set(maps.n_draws.tolist()) == {1}
         assert maps.values.std() > 0
     selection = chosen(root, dataset, clip_ranking.STAGE, keys)
     for label, digest in label_digests(root, selection).items():

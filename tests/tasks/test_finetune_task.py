@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from diffmining_core.errors import InputError
 from diffmining_core.finetuning.options import FinetuneOptions
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.models.files import LORA_FILE
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.store.ledger import Manifest, finished, local_folder

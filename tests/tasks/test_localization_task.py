@@ -12,7 +12,7 @@ import pytest
 from written_images import photo, put
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.recipes import MINED
 from diffmining_core.store.ledger import complete
 from diffmining_core.store.maps import RaggedMaps, write_maps

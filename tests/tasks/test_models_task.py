@@ -13,7 +13,7 @@ from diffmining_core.models.pipelines import load_pipeline
 from diffmining_core.store.ledger import Attempt, complete
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
-from tasks.models import Device, ModelReference, base_model, loaded
+from tasks.models import Device, ModelReference, base_model, choose_device, loaded
 
 CPU = Device("cpu", "float32")
 
@@ -82,3 +82,14 @@ def test_other_weights_under_the_same_name_on_this_machine_are_refused(tmp_path:
     other.save(folder)
     with pytest.raises(InputError, match=r"should have the digest .* but on this machine it has"):
         loaded("", planned, CPU)
+
+
+def test_a_gpu_measures_in_float16_and_a_cpu_in_float32_unless_another_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert choose_device("auto") == choose_device("cpu") == CPU
+    assert choose_device("cpu", "bfloat16") == Device("cpu", "bfloat16")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "empty", lambda *_size, **_options: None)
+    assert choose_device("auto").dtype == choose_device("cuda:1").dtype == "float16"
+    assert choose_device("cuda:1", "bfloat16") == Device("cuda:1", "bfloat16")

@@ -26,7 +26,8 @@ from diffmining_core.evaluation.planted import Box as PlantedBox
 from diffmining_core.evaluation.planted import planted_mask
 from diffmining_core.images.addresses import row_uri
 from diffmining_core.images.pixels import content_id, load_pixels
-from diffmining_core.images.shards import SHARD_SCHEMA, ShardImage, shard_content_id
+from diffmining_core.images.shard_image import ShardImage
+from diffmining_core.images.shards import SHARD_SCHEMA, shard_content_id
 from diffmining_core.images.street_scenes import scene
 from diffmining_core.images.street_scenes.dataset import TRUTH_SCHEMA, scene_generator
 from diffmining_core.models.prompts import PromptTemplate

@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 from mapped_root import LABELS, OPTIONS, map_shard, without
 
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.patches.selection import SELECTION_SCHEMA, TopPatches
 from diffmining_core.store.ledger import Manifest, finished, read_table
 from diffmining_core.store.roots import open_root

@@ -19,7 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from diffmining_core.errors import InputError
 from diffmining_core.images.planning import HASH_BYTES, Hashes, Listing, plan_rows
-from diffmining_core.images.shards import Box, FoundImage, IndexPlan, KnownShard
+from diffmining_core.images.shard_image import Box
+from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
 from diffmining_core.images.sources.image_files import ImageFiles, ListedFiles, SoughtFiles
 from diffmining_core.images.sources.layouts import BoxTable, NameTable, Table, TableLayout
 from diffmining_core.images.sources.rows import Record, listed_names, rows

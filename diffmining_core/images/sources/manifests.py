@@ -16,7 +16,8 @@ import pyarrow.csv
 from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import opened, opened_parquet, parquet_batches
 from diffmining_core.images.planning import Listing, Part, parts_digest, plan_rows
-from diffmining_core.images.shards import Box, FoundImage, IndexPlan, KnownShard, boxes_of
+from diffmining_core.images.shard_image import Box
+from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard, boxes_of
 from diffmining_core.images.sources.tables import (
     LABEL_COLUMNS,
     class_names,

@@ -5,7 +5,7 @@ import hashlib
 import numpy as np
 
 from diffmining_core.baselines.random_choice import ALGO, random_choice
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.patches.scoring import PATCH_SCHEMA, image_seed, random_patches
 
 IMAGES = [

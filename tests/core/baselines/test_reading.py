@@ -11,7 +11,7 @@ from diffmining_core.baselines.embedding import with_features
 from diffmining_core.baselines.reading import labelled_pixels
 from diffmining_core.errors import ImageError
 from diffmining_core.images.pixels import content_id
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
 
 
 def written(folder: Path, name: str, grey: int) -> tuple[str, str]:

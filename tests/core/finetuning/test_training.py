@@ -23,7 +23,7 @@ from drawn_images import (
 from safetensors.torch import load_file
 
 from diffmining_core.errors import InputError
-from diffmining_core.finetuning import ALGO
+from diffmining_core.finetuning import ALGO, training
 from diffmining_core.finetuning.listener import Listener
 from diffmining_core.finetuning.losses import History
 from diffmining_core.finetuning.options import FinetuneOptions
@@ -247,6 +247,29 @@ def test_how_it_runs_changes_only_rounding(micro_batch: int, gradient_checkpoint
     np.testing.assert_allclose(found, losses, rtol=1e-4)
     # AdamW's first steps go by the gradient's sign: where it is next to nothing, rounding tells.
     assert relative_change(whole.unet, parts.unet) < 0.02
+
+
+def test_so_does_the_layout_of_the_weights_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = replace(OPTIONS, steps=4)
+    expected = build(0)
+    losses = trained(expected, Drawn(SQUARE), options).history.losses
+
+    def as_on_a_gpu(unet: Any) -> None:
+        unet.to(memory_format=torch.channels_last)
+
+    monkeypatch.setattr(training, "channels_last", as_on_a_gpu)
+    whole, resumed = build(0), build(0)
+    found = trained(whole, Drawn(SQUARE), options).history.losses
+    np.testing.assert_allclose(found, losses, rtol=1e-4)
+    assert relative_change(expected.unet, whole.unet) < 0.02
+
+    keeping, running = kept(checkpoints=2), replace(RUNNING, checkpoint_every=2)
+    with pytest.raises(Killed):
+        trained(build(0), Drawn(SQUARE), options, running, keeping, Steps(kill_at=3))
+    trained(resumed, Drawn(SQUARE), options, running, keeping)
+    assert equal(weights(resumed.unet), weights(whole.unet))
+    kernel = resumed.unet.mid_block.resnets[0].conv1.weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last) and not kernel.is_contiguous()
 
 
 def relative_change(one: torch.nn.Module, other: torch.nn.Module) -> float:

@@ -12,11 +12,11 @@ from PIL import Image
 from written_images import claiming, photo, put
 
 from diffmining_core.errors import InputError
+from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.images.shards import (
     SHARD_SCHEMA,
     FoundImage,
     Notes,
-    ShardImage,
     check_labels,
     check_set_aside,
     check_share,

@@ -14,7 +14,7 @@ from written_images import put
 from diffmining_core.errors import InputError
 from diffmining_core.evaluation.masks import MaskFolder
 from diffmining_core.images.pixels import model_scale, model_size, resized_hw
-from diffmining_core.images.shards import Box, ShardImage
+from diffmining_core.images.shard_image import Box, ShardImage
 from diffmining_core.localization.truth import BoxTruth, MaskTruth, PlantedTruth, box_mask
 
 

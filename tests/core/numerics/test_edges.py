@@ -12,7 +12,7 @@ from PIL import Image
 
 from diffmining_core.features.dift import image_features, patch_features
 from diffmining_core.images.pixels import content_id, load_pixels, resized_hw
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.images.street_scenes import draw_scene
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.models.prompts import PromptTemplate

@@ -11,15 +11,21 @@ token per position.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from diffusers import DDPMScheduler
 
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.models.tiny.train_base import build
-from diffmining_core.typicality.draws import Draws, draw
+from diffmining_core.models.unet import KeysAndValues
+from diffmining_core.typicality.draws import (
+    ANTITHETIC,
+    INDEPENDENT,
+    PAIRED,
+    STRATIFIED,
+    Draws,
+    draw,
+)
 from diffmining_core.typicality.estimator import Estimate, typicality
 
 SHAPE = CHANNELS, H, W = 4, 4, 5
@@ -29,13 +35,21 @@ IMAGE_OF_PAIR = [0, 1, 1]
 
 
 class Affine(torch.nn.Module):
-    """ε̂ = a·x_t + f(c), said as the noise or as the velocity."""
+    """ε̂ = a·x_t + f(c), said as the noise or as the velocity, in the anatomy of a UNet.
+
+    All is said in the middle; what cross-attention takes from a prompt is the prompt itself.
+    """
 
     def __init__(self, scheduler: DDPMScheduler, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.scheduler = scheduler
         self.slope = torch.nn.Parameter(torch.tensor(SLOPE, dtype=dtype))
         self.said: list[torch.Tensor] = []
+        self.given: list[torch.Tensor] = []
+        self.mid_block = Middle(self, scheduler)
+        self.down_blocks = self.up_blocks = torch.nn.ModuleList()
+        self.time_proj = self.time_embedding = torch.nn.Identity()
+        self.conv_norm_out = self.conv_act = self.conv_out = torch.nn.Identity()
+        self.conv_in = Through()
 
     @property
     def device(self) -> torch.device:
@@ -45,18 +59,47 @@ class Affine(torch.nn.Module):
     def dtype(self) -> torch.dtype:
         return self.slope.dtype
 
+
+class Through(torch.nn.Identity):
+    """A convolution that changes nothing."""
+
+    weight = torch.zeros(1, 1, 1, 1)
+
+
+class Prompted(torch.nn.Module):
+    """A cross-attention that takes its prompt as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads = 1
+        self.to_k = self.to_v = torch.nn.Identity()
+
+
+class Middle(torch.nn.Module):
+    """The one block."""
+
+    has_cross_attention = True
+
+    def __init__(self, whole: Affine, scheduler: DDPMScheduler) -> None:
+        super().__init__()
+        self.attn2 = Prompted()
+        self.whole, self.scheduler = [whole], scheduler  # in a list, so as not to be its part
+
     def forward(
-        self, noisy: torch.Tensor, timesteps: torch.Tensor, encoder_hidden_states: torch.Tensor
-    ) -> SimpleNamespace:
-        assert noisy.dtype == encoder_hidden_states.dtype == self.dtype
-        fields = encoder_hidden_states.transpose(1, 2).reshape(noisy.shape)
-        noise_pred = self.slope * noisy + fields
+        self, noisy: torch.Tensor, time: torch.Tensor, encoder_hidden_states: KeysAndValues
+    ) -> torch.Tensor:
+        (whole,) = self.whole
+        whole.given.append(noisy)
+        ((prompts, _),) = encoder_hidden_states
+        assert noisy.dtype == prompts.dtype == whole.dtype
+        fields = prompts[:, 0].transpose(1, 2).reshape(noisy.shape)
+        noise_pred: torch.Tensor = whole.slope * noisy + fields
         if self.scheduler.config.prediction_type == "v_prediction":
             # From x_t = s x_0 + σ ε and v = s ε - σ x_0.
-            alpha_bar = self.scheduler.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+            alpha_bar = self.scheduler.alphas_cumprod[int(time)]
             noise_pred = (noise_pred - (1 - alpha_bar).sqrt() * noisy) / alpha_bar.sqrt()
-        self.said.append(noise_pred)
-        return SimpleNamespace(sample=noise_pred)
+        whole.said.append(noise_pred)
+        return noise_pred
 
 
 def affine(prediction: str = "epsilon", dtype: torch.dtype = torch.float32) -> Pipeline:
@@ -98,10 +141,15 @@ def expected(scheduler: DDPMScheduler) -> tuple[torch.Tensor, torch.Tensor]:
     return mean, null_loss.mean(dim=(1, 2, 3))
 
 
-def estimates(count: int, seeds: range, pipeline: Pipeline | None = None) -> list[Estimate]:
+def estimates(
+    count: int, seeds: range, pipeline: Pipeline | None = None, spread: str = INDEPENDENT
+) -> list[Estimate]:
     pipeline = pipeline or affine()
     inputs = random_inputs()
-    return [typicality(pipeline, *inputs, draw(seed, SHAPE, count, T_RANGE)) for seed in seeds]
+    return [
+        typicality(pipeline, *inputs, draw(seed, SHAPE, count, T_RANGE, spread=spread))
+        for seed in seeds
+    ]
 
 
 def root_mean_square(errors: torch.Tensor) -> float:
@@ -127,18 +175,45 @@ def test_the_standard_error_covers_the_truth_in_95_of_100_seeds() -> None:
     count = 50
     truth, _ = expected(affine().scheduler)
     covered = []
-    for mean, m2, _ in estimates(count, range(200)):
+    for mean, m2, *_ in estimates(count, range(200)):
         standard_error = (m2 / (count * (count - 1))).sqrt()
         covered.append(((mean - truth).abs() < 2.01 * standard_error).float().mean())  # Student's t
     # 200 seeds give a share of 0.95 to 0.015 if a seed's positions all went together.
     assert 0.92 < float(torch.stack(covered).mean()) < 0.97
 
 
+@pytest.mark.parametrize(
+    ("spread", "most"), [(STRATIFIED, 0.98), (ANTITHETIC, 0.75), (PAIRED, 0.3)]
+)
+def test_draws_that_are_spread_leave_the_mean_as_it_is_and_less_of_its_error(
+    spread: str, most: float
+) -> None:
+    """Here pairs cancel all of the noise: what is left is that of the timesteps."""
+    truth, _ = expected(affine().scheduler)
+    apart, spread_out = (
+        torch.stack([e.mean.double() - truth for e in estimates(20, range(60), spread=how)])
+        for how in (INDEPENDENT, spread)
+    )
+    assert root_mean_square(spread_out) < most * root_mean_square(apart)
+    # Unbiased, and where most of the error is gone, of so many seeds.
+    assert root_mean_square(spread_out.mean(dim=0)) < 2.5 * root_mean_square(spread_out) / 60**0.5
+
+
+def test_the_standard_error_of_pairs_covers_the_truth_at_least_as_often_as_it_says() -> None:
+    count = 50
+    truth, _ = expected(affine().scheduler)
+    covered = [
+        ((mean - truth).abs() < 2.06 * (m2 / (count * (count / 2 - 1))).sqrt()).float().mean()
+        for mean, m2, *_ in estimates(count, range(60), spread=ANTITHETIC)
+    ]
+    assert 0.91 < float(torch.stack(covered).mean()) < 0.985
+
+
 def test_a_network_that_says_the_velocity_has_the_typicality_of_its_noise() -> None:
     for by_noise, by_velocity in zip(
         estimates(12, range(3)), estimates(12, range(3), affine("v_prediction")), strict=True
     ):
-        for part, expected_part in zip(by_velocity, by_noise, strict=True):
+        for part, expected_part in zip(by_velocity[:3], by_noise[:3], strict=True):
             # Through v and back each prediction meets a division by s_t, at least 0.27 here.
             torch.testing.assert_close(part, expected_part, atol=5e-6, rtol=1e-5)
 
@@ -147,9 +222,9 @@ def test_a_network_that_says_the_velocity_has_the_typicality_of_its_noise() -> N
 def test_only_the_network_works_in_half_precision(dtype: torch.dtype) -> None:
     """From its predictions on all is float32: they give the same sums in float64."""
     pipeline = affine(dtype=dtype)
-    draws = draw(7, SHAPE, 30, T_RANGE)
+    draws = draw(7, SHAPE, 30, T_RANGE, spread=INDEPENDENT)
     estimate = typicality(pipeline, *random_inputs(dtype), draws)
-    assert all(part.dtype == torch.float32 for part in estimate)
+    assert all(part.dtype == torch.float32 for part in estimate[:3])
 
     e0, ec = torch.split(torch.stack(pipeline.unet.said).double(), [2, 3], dim=1)
     assert pipeline.unet.said[0].dtype == dtype
@@ -165,13 +240,11 @@ def test_only_the_network_works_in_half_precision(dtype: torch.dtype) -> None:
 def test_noise_is_added_in_float32_and_rounded_once() -> None:
     """The network is given the noised latents of float32, rounded to its precision."""
     pipeline = affine(dtype=torch.bfloat16)
-    given: list[torch.Tensor] = []
-    pipeline.unet.register_forward_pre_hook(lambda _module, arguments: given.append(arguments[0]))
     draws = draw(7, SHAPE, 3, T_RANGE)
     inputs = random_inputs(torch.bfloat16)
     typicality(pipeline, *inputs, draws)
     latents = inputs[0]
-    for noisy, noise, t in zip(given, draws.noise, draws.timesteps, strict=True):
+    for noisy, noise, t in zip(pipeline.unet.given, draws.noise, draws.timesteps, strict=True):
         alpha_bar = pipeline.scheduler.alphas_cumprod[t].double()
         exact = alpha_bar.sqrt() * latents.double() + (1 - alpha_bar).sqrt() * noise.double()
         torch.testing.assert_close(noisy[:2].double(), exact, atol=1e-6, rtol=2**-8)

@@ -69,7 +69,8 @@ def assert_same(a: RaggedMaps, b: RaggedMaps) -> None:
         assert one.dtype == other.dtype
         assert one.shape == other.shape
         assert one.tobytes() == other.tobytes()
-    assert (a.image_id, a.label, a.n_draws) == (b.image_id, b.label, b.n_draws)
+    assert (a.image_id, a.label) == (b.image_id, b.label)
+    assert a.n_draws.tolist() == b.n_draws.tolist()
 
 
 @pytest.mark.parametrize("shapes", [SHAPES, [(3, 2)], []])
@@ -109,8 +110,9 @@ def test_the_standard_error_is_that_of_the_mean_of_the_draws() -> None:
     )
     expected = draws.std(0, ddof=1) / np.sqrt(len(draws))
     np.testing.assert_allclose(maps.standard_error(0), expected, rtol=1e-5)
-    with pytest.raises(ValueError, match="needs 2 draws or more, there is 1"):
-        replace(maps, n_draws=1).standard_error(0)
+    single = replace(maps, n_draws=np.array([1], np.int32))
+    with pytest.raises(ValueError, match="needs 2 draws or more that"):
+        single.standard_error(0)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from diffmining_core.images.pixels import content_id
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.images.street_scenes import write_dataset
 from diffmining_core.models.pipelines import Pipeline, load_pipeline
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.translation.inversion import ddim_move, invert, sample, sampling_timesteps
 

@@ -8,11 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from diffmining_core.errors import ImageError
+from diffmining_core.errors import ImageError, InputError
 from diffmining_core.images.pixels import load_pixels
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.models.prompts import PromptTemplate
+from diffmining_core.models.tiny.train_base import build
 from diffmining_core.translation import ALGO, shard
 from diffmining_core.translation.inversion import invert, sampling_timesteps
 from diffmining_core.translation.plug_and_play import Targets, redraw
@@ -182,3 +183,10 @@ def test_golden(tiny: Pipeline) -> None:
     found = [made.mean(), made.std(), made[16, 48, 0], made[40, 20, 1]]
     assert ALGO == "translation-1"
     np.testing.assert_allclose(found, [100.35, 62.19, 14, 81], atol=1.5)  # of 255
+
+
+def test_a_redrawn_image_that_is_no_numbers_is_an_error(drawn: list[ShardImage]) -> None:
+    pipeline = build(0)
+    pipeline.unet.conv_in.weight.mul_(torch.nan)
+    with pytest.raises(InputError, match=f"{drawn[0].image_id} redrawn as Borvik should be finite"):
+        redrawn(pipeline, drawn[:1], SHORT, targets=["Borvik"])

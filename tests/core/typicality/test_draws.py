@@ -3,20 +3,57 @@ from __future__ import annotations
 import pytest
 import torch
 
-from diffmining_core.typicality.draws import draw, fixed_timestep, sample_posterior
+from diffmining_core.typicality.draws import (
+    INDEPENDENT,
+    PAIRED,
+    STRATIFIED,
+    draw,
+    fixed_timestep,
+    sample_posterior,
+)
 
 SHAPE = (4, 8, 9)
 PAPER = (0.1, 0.7)
 
 
 def test_the_first_draws_are_the_same_however_many_are_asked_for() -> None:
-    few, many = draw(42, SHAPE, 3, PAPER), draw(42, SHAPE, 7, PAPER)
-    assert len(few) == 3
-    assert torch.equal(few.noise, many.noise[:3])
-    assert torch.equal(few.timesteps, many.timesteps[:3])
-    assert few.noise.shape == (3, *SHAPE)
+    few, many = draw(42, SHAPE, 5, PAPER), draw(42, SHAPE, 9, PAPER)
+    assert len(few) == 5
+    assert torch.equal(few.noise, many.noise[:5])
+    assert torch.equal(few.timesteps, many.timesteps[:5])
+    later = many.since(5)
+    assert torch.equal(later.noise, many.noise[5:])
+    assert torch.equal(later.timesteps, many.timesteps[5:])
+    assert few.noise.shape == (5, *SHAPE)
     assert few.noise.dtype == torch.float32
     assert few.timesteps.dtype == torch.int64
+
+
+def test_pairs_have_opposite_noise_at_one_timestep() -> None:
+    draws = draw(42, SHAPE, 6, PAPER)
+    assert draws.together == 2
+    assert torch.equal(draws.noise[1::2], -draws.noise[::2])
+    assert torch.equal(draws.timesteps[1::2], draws.timesteps[::2])
+    assert len(set(draws.timesteps.tolist())) == 3
+    single = draw(42, SHAPE, 3, PAPER)  # of one pair no spread could be told
+    assert single.together == 1
+    assert not torch.allclose(single.noise[1], -single.noise[0])
+
+
+@pytest.mark.parametrize("pairs", [5, 10, 37])
+def test_the_timesteps_of_any_number_of_pairs_are_spread_evenly(pairs: int) -> None:
+    timesteps = draw(42, (1, 1, 1), 2 * pairs, (0, 1), spread=PAIRED).timesteps[::2]
+    gaps = timesteps.sort().values.diff()
+    # Of the multiples of the golden ratio no two are nearer or farther than this.
+    assert 0.3 * 1000 / pairs < gaps.min()
+    assert gaps.max() < 1.8 * 1000 / pairs
+
+
+@pytest.mark.parametrize("spread", [INDEPENDENT, STRATIFIED])
+def test_draws_that_are_no_pairs_have_each_a_noise_of_their_own(spread: str) -> None:
+    draws = draw(0, (4, 16, 16), 20, PAPER, spread=spread)
+    assert draws.together == 1
+    assert torch.corrcoef(draws.noise.flatten(1)).fill_diagonal_(0).abs().max() < 0.2
 
 
 def test_draws_depend_on_seed_and_shape_and_on_no_global_state() -> None:
@@ -32,10 +69,11 @@ def test_draws_depend_on_seed_and_shape_and_on_no_global_state() -> None:
     ("t_range", "low", "high"),
     [((0.1, 0.7), 100, 699), ((0.0, 1.0), 0, 999), ((0.3, 0.4), 300, 399)],
 )
+@pytest.mark.parametrize("spread", [INDEPENDENT, PAIRED])
 def test_timesteps_are_uniform_over_their_range(
-    t_range: tuple[float, float], low: int, high: int
+    t_range: tuple[float, float], low: int, high: int, spread: str
 ) -> None:
-    timesteps = draw(0, (1, 1, 1), 3000, t_range).timesteps.double()
+    timesteps = draw(0, (1, 1, 1), 3000, t_range, spread=spread).timesteps.double()
     assert low <= timesteps.min() < low + 10
     assert high - 10 < timesteps.max() <= high
     width = high - low + 1  # the mean of 3000 lies within 4 of its standard errors
@@ -47,7 +85,8 @@ def test_a_range_of_one_timestep_gives_that_one() -> None:
 
 
 def test_fixed_noise_is_that_of_the_first_draw_and_the_timesteps_are_as_ever() -> None:
-    free, fixed = draw(42, SHAPE, 5, PAPER), draw(42, SHAPE, 5, PAPER, fixed="noise")
+    free = draw(42, SHAPE, 5, PAPER, spread=STRATIFIED)
+    fixed = draw(42, SHAPE, 5, PAPER, fixed="noise")
     assert torch.equal(fixed.noise, free.noise[:1].expand(5, -1, -1, -1))
     assert torch.equal(fixed.timesteps, free.timesteps)
 
@@ -70,7 +109,7 @@ def test_noise_is_standard_normal_and_draws_are_unlike() -> None:
     noise = draw(0, (4, 16, 16), 20, PAPER).noise
     assert abs(noise.mean()) < 4 / noise.numel() ** 0.5
     assert abs(noise.std() - 1) < 4 / (2 * noise.numel()) ** 0.5
-    assert torch.corrcoef(noise.flatten(1)).fill_diagonal_(0).abs().max() < 0.2
+    assert torch.corrcoef(noise[::2].flatten(1)).fill_diagonal_(0).abs().max() < 0.2
 
 
 def test_an_images_posterior_sample_depends_only_on_seed_and_image_id() -> None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffmining_core.errors import ImageError
+from diffmining_core.errors import ImageError, InputError
 from diffmining_core.images.pixels import load_pixels
-from diffmining_core.images.shards import ShardImage
+from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.models.tiny.train_base import build
@@ -121,7 +121,7 @@ def test_the_labels_of_an_image_share_its_null_predictions(
 
     before = pipeline.unet_forwards
     heard: list[int] = []
-    with_hook = pipeline.unet.register_forward_pre_hook(look)
+    with_hook = pipeline.unet.conv_in.register_forward_pre_hook(look)
     maps, _ = shard_typicality(pipeline, labelled, OPTIONS, batch_size, heard.append)
     with_hook.remove()
     assert pipeline.unet_forwards - before == sum(heard) == OPTIONS.draws * (5 + 9)
@@ -162,7 +162,7 @@ def test_a_map_is_the_estimator_on_the_images_own_posterior_sample(
     image = images[1]
     pixels = torch.from_numpy(load_pixels(image.uri, 64)).permute(2, 0, 1)[None] / 127.5 - 1
     latents = sample_posterior(*pipeline.encode_posterior(pixels), 42, [image.image_id])
-    mean, m2, null_loss = typicality(
+    mean, m2, null_loss, _ = typicality(
         pipeline,
         latents,
         pipeline.embed_prompts(["An image of there."]),
@@ -171,7 +171,7 @@ def test_a_map_is_the_estimator_on_the_images_own_posterior_sample(
         draw(42, (4, 8, 12), 2, (0.1, 0.7)),
     )
     (found,) = measured(pipeline, [image], OPTIONS, 1)
-    assert_alike([found], [RowMap(mean[0].numpy(), m2[0].numpy(), float(null_loss[0]))])
+    assert_alike([found], [RowMap(mean[0].numpy(), m2[0].numpy(), float(null_loss[0]), None)])
 
 
 @pytest.mark.parametrize(
@@ -261,3 +261,14 @@ def test_what_all_draws_share_reaches_the_maps(
     fixed = measured(pipeline, images[:1], replace(one_step, fixed="noise"), 1)
     assert free[0].m2.max() > ERROR
     assert fixed[0].m2.max() < ERROR**2
+
+
+def test_a_unet_that_leaves_the_range_of_its_precision_is_an_error(
+    images: list[ShardImage],
+) -> None:
+    pipeline = build(0)
+    pipeline.unet.conv_in.weight.mul_(1e5)
+    measured(pipeline, images[:1], OPTIONS, 1)  # float32 holds it
+    pipeline.unet.half()
+    with pytest.raises(InputError, match=f"{images[0].image_id} .* float16 .* --precision bfloat1"):
+        measured(pipeline, images[:1], OPTIONS, 1)
