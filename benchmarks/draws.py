@@ -52,6 +52,7 @@ from diffmining_core.patches.refinement import (
 )
 from diffmining_core.patches.scoring import PATCH_SCHEMA, shard_patches
 from diffmining_core.patches.selection import TopPatches
+from diffmining_core.results.references import results_of, summarised_report
 from diffmining_core.store.ledger import Attempt, complete, finished, published
 from diffmining_core.store.maps import RaggedMaps, read_maps, write_maps
 from diffmining_core.store.roots import Root, open_root
@@ -63,8 +64,6 @@ from diffmining_core.typicality.shard import TypicalityOptions, rows_of_images, 
 from flows.parameters import MineParameters
 from tasks.index import good_images
 from tasks.models import Device, ModelReference, choose_device, loaded
-from tasks.report import summarised_report
-from tasks.results import results_of
 from tasks.typicality import packed
 
 STAGE = "draws"
@@ -204,8 +203,8 @@ def mined_there(root: Root, count: int) -> Mined:
 
     InputError for a root without a page of a finetuned model.
     """
-    key = summarised_report(root.url)
-    results = results_of(root.url, key) if key else None
+    key = summarised_report(root)
+    results = results_of(root, key) if key else None
     if results is None or results.finetune is None:
         raise InputError(
             f"{root.url} should be the root of a finished run of mine with a finetuned model, but "

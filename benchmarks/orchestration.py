@@ -38,13 +38,13 @@ from prefect.utilities.callables import parameter_schema
 from pydantic import BaseModel
 
 from diffmining_core.recipes import MINED
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, published
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
 from flows.fan_out import BatchFlow, Work, fan_out, planned_there, run_missing
 from flows.index import index_split
 from flows.parameters import IndexParameters
-from tasks.index import Shard
 from tasks.units import Done, fill, stage_task
 
 REPOSITORY = Path(__file__).parents[1]

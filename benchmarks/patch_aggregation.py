@@ -30,13 +30,13 @@ import psutil  # type: ignore[import-untyped]  # its types are another package
 import pyarrow as pa
 
 from diffmining_core.images.shards import SHARD_SCHEMA
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, complete, read_manifests
 from diffmining_core.store.maps import RaggedMaps, write_maps
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
 from tasks import index
 from tasks.dask_client import SCHEDULER
-from tasks.index import Shard
 from tasks.patches import patches, patches_unit
 from tasks.selection import select
 

@@ -14,6 +14,7 @@ from diffmining_core.baselines.doersch import NEGATIVES, ROUNDS
 from diffmining_core.errors import InputError
 from diffmining_core.report.escaping import markdown_text
 from diffmining_core.report.study_page import Table, markdown
+from diffmining_core.results.references import Shard
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
 from flows.embed import embed
@@ -39,7 +40,6 @@ from tasks.clip_ranking import (
 from tasks.clusters import STAGE as CLUSTERS_STAGE
 from tasks.comparison import Compared, Method, Part, UnitName, compared_numbers, comparison
 from tasks.finetune import STAGE as FINETUNE_STAGE
-from tasks.index import Shard
 from tasks.models import choose_device
 from tasks.random_choice import random_patches, random_unit
 from tasks.report import publish_page

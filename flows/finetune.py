@@ -17,6 +17,7 @@ from diffmining_core.finetuning.options import FinetuneOptions, FinetuneRunning
 from diffmining_core.models.files import Geometry, find_model, model_geometry
 from diffmining_core.recipes import MINED, TRAIN
 from diffmining_core.report.escaping import markdown_text
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Manifest, file_url, finished
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
@@ -27,7 +28,7 @@ from flows.parameters import FinetuneParameters, TypicalityParameters
 from flows.run_ledger import RunLedger
 from tasks.finetune import finetune as finetune_task
 from tasks.finetune import finetune_unit, finetuned_before, finetuned_model, trained_on
-from tasks.index import Shard, dataset_counts, index
+from tasks.index import dataset_counts, index
 from tasks.models import ModelReference, base_model, choose_device
 from tasks.units import Done
 

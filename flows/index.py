@@ -8,11 +8,12 @@ from typing import Any
 from prefect import flow
 
 from diffmining_core.recipes import MINED, TRAIN
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import finished
 from diffmining_core.store.roots import open_root
 from flows.checks import check_dataset
 from flows.parameters import IndexParameters
-from tasks.index import Shard, dataset_counts, dataset_shards, index
+from tasks.index import dataset_counts, dataset_shards, index
 from tasks.units import Done
 
 

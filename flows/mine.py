@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State
 from diffmining_core.images.shards import check_labels
 from diffmining_core.recipes import MINED
 from diffmining_core.report.escaping import markdown_text
+from diffmining_core.results.references import Results, summarised_report
 from diffmining_core.signs import Sign
 from diffmining_core.store.ledger import CorruptFileError
 from diffmining_core.store.roots import open_root
@@ -42,9 +43,7 @@ from tasks.report import (
     publish_summary,
     report,
     report_unit,
-    summarised_report,
 )
-from tasks.results import Results
 from tasks.selection import label_digests
 from tasks.signs import found_signs, signs, signs_unit
 from tasks.typical import typical_in_the_end
@@ -187,7 +186,7 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
         "page": page,
     }
     # A rerun that finds everything leaves the numbers of the run that made the page.
-    if any(unit.computed for unit in run.done) or summarised_report(root) != done.key:
+    if any(unit.computed for unit in run.done) or summarised_report(open_root(root)) != done.key:
         publish_summary(root, summary)
     return summary
 

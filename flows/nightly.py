@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 
 from diffmining_core.recipes import MINED, TRAIN
 from diffmining_core.report.digest import NIGHT_FORMAT
+from diffmining_core.results.references import results_of, summarised_report
 from diffmining_core.store.ledger import Manifest, finished
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import canonical_json
@@ -32,8 +33,7 @@ from tasks.digest import (
 from tasks.evaluation import truth_digest, truth_file
 from tasks.index import Listing, listing
 from tasks.models import base_model
-from tasks.report import publish_page, summarised_report
-from tasks.results import results_of
+from tasks.report import publish_page
 from tasks.webhook import send_digest
 
 
@@ -118,7 +118,7 @@ def is_told(parameters: NightlyParameters, asked: str, last: Manifest) -> bool:
     return (
         parameters.mode == "resume"
         and last.parameters["asked"] == asked
-        and summarised_report(parameters.root) == night_report(last)
+        and summarised_report(open_root(parameters.root)) == night_report(last)
         and new_listing(parameters, last) is None
     )
 
@@ -135,7 +135,7 @@ def new_listing(parameters: NightlyParameters, last: Manifest | None) -> Listing
     found = listed(MINED)
     if last is None:
         return found
-    results = results_of(parameters.root, night_report(last))
+    results = results_of(open_root(parameters.root), night_report(last))
     if found.shards != results.dataset:
         return found
     if parameters.retrain and results.finetune and parameters.chosen_recipe().trains_on_others:

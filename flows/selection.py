@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffmining_core.patches.refinement import SHARE
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import published
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
@@ -14,7 +15,6 @@ from flows.fan_out import planned_there
 from flows.parameters import MineParameters
 from flows.run_ledger import RunLedger
 from flows.typicality import measure_further
-from tasks.index import Shard
 from tasks.models import ModelReference
 from tasks.patches import patches, patches_unit
 from tasks.refinement import Decided, decided, measured_before, refine, refinement_unit

@@ -15,6 +15,7 @@ from diffmining_core.models.files import Geometry
 from diffmining_core.recipes import MINED
 from diffmining_core.report.escaping import markdown_text
 from diffmining_core.report.parallel import markdown
+from diffmining_core.results.references import Shard
 from diffmining_core.store.roots import open_root
 from flows.checks import check_inputs, check_steps
 from flows.fan_out import BatchFlow, Work, planned_there, run_missing, shown_fan_out
@@ -26,7 +27,7 @@ from flows.run_ledger import RunLedger
 from flows.typicality import how_measured, measure, shard_name
 from tasks.board import Row
 from tasks.evaluation import TruthReference, find_truth, read_truth
-from tasks.index import Shard, dataset_counts, index
+from tasks.index import dataset_counts, index
 from tasks.models import ModelReference, choose_device
 from tasks.parallel import (
     COTYPICALITY,

@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffmining_core.recipes import MINED
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import published
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
@@ -22,7 +23,6 @@ from flows.index import index_split
 from flows.parameters import DeviceName, Precision, TypicalityParameters, run_title
 from flows.run_ledger import RunLedger
 from tasks.board import Board, Row
-from tasks.index import Shard
 from tasks.models import ModelReference, choose_device
 from tasks.typical import TypicalSoFar
 from tasks.typicality import (

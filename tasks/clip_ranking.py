@@ -14,12 +14,13 @@ from diffmining_core.baselines.embedding import with_features
 from diffmining_core.baselines.reading import labelled_pixels
 from diffmining_core.errors import InputError
 from diffmining_core.models.prompts import PromptTemplate
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt
 from diffmining_core.store.maps import RaggedMaps, write_maps
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
 from tasks import features, selection
-from tasks.index import Shard, good_images
+from tasks.index import good_images
 from tasks.progress import Progress
 from tasks.units import Done, fill, stage_task
 

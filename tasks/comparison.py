@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from diffmining_core.evaluation.planted import PixelScores, cluster_purity
 from diffmining_core.report.comparison import Comparison, Growth, MethodNumbers, comparison_page
 from diffmining_core.report.study_page import NUMBERS
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, finished, read_json, read_manifests
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import Root, open_root
@@ -19,7 +20,7 @@ from diffmining_core.store.units import Unit
 from tasks import doersch, study_truth
 from tasks.clusters import label_clusters
 from tasks.evaluation import PLANTED, TruthReference
-from tasks.index import Shard, good_images
+from tasks.index import good_images
 from tasks.report import store_study_page
 from tasks.selection import selected
 from tasks.study_sides import highest_tiles

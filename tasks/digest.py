@@ -44,6 +44,7 @@ from diffmining_core.report.source import (
     Patch,
     label_slugs,
 )
+from diffmining_core.results.references import Results, Shard, results_of
 from diffmining_core.store.ledger import (
     Attempt,
     Manifest,
@@ -57,8 +58,8 @@ from diffmining_core.store.units import Unit
 from tasks import features, finetune, report, typicality
 from tasks.clusters import STAGE as CLUSTERS
 from tasks.clusters import label_clusters
-from tasks.index import Shard, dataset_counts, set_aside_rows, shard_table
-from tasks.results import Results, current_clusters, results_of
+from tasks.index import dataset_counts, set_aside_rows, shard_table
+from tasks.results import current_clusters
 from tasks.units import Done, fill, stage_task
 
 STAGE = "night"
@@ -158,9 +159,9 @@ def told_digest(
     folder: Path,
 ) -> Digest:
     """The digest of a night; the pictures of its clusters that entered are written to `folder`."""
-    now = results_of(root.url, report_key)
+    now = results_of(root, report_key)
     before_key = night_report(previous) if previous else None
-    before = results_of(root.url, before_key) if before_key else None
+    before = results_of(root, before_key) if before_key else None
     changes = changed_clusters(root, before, now)
     entered = in_turn([change for change in changes if change.kind == "entered"])[:PICTURED]
     shown, sprite = shown_clusters(root, now, sorted(entered, key=_place), folder)

@@ -36,11 +36,12 @@ from diffmining_core.baselines.windows import (
 )
 from diffmining_core.errors import InputError
 from diffmining_core.patches.scoring import image_seed
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, Manifest, finished, read_bytes, read_table
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks import patches
-from tasks.index import Shard, good_images
+from tasks.index import good_images
 from tasks.progress import Progress
 from tasks.units import Done, fill, stage_task
 

@@ -21,13 +21,14 @@ from diffmining_core.evaluation.planted import (
     score_pixels,
 )
 from diffmining_core.images.addresses import read_bytes
+from diffmining_core.results.references import Results, Shard
 from diffmining_core.store.ledger import Attempt, finished, read_json
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import Root, filesystem, open_root
 from diffmining_core.store.units import Unit
 from tasks import typicality
-from tasks.index import Shard, good_images
-from tasks.results import Results, current_clusters
+from tasks.index import good_images
+from tasks.results import current_clusters
 from tasks.selection import selected
 from tasks.units import Done, fill, stage_task
 

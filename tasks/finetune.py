@@ -15,6 +15,7 @@ from diffmining_core import finetuning
 from diffmining_core.errors import InputError
 from diffmining_core.finetuning.losses import History
 from diffmining_core.finetuning.options import FinetuneOptions, FinetuneRunning
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import (
     Attempt,
     Manifest,
@@ -38,7 +39,6 @@ from tasks.finetune_process import (
     train_in_processes,
     train_job,
 )
-from tasks.index import Shard
 from tasks.models import Device, ModelReference
 from tasks.progress import Progress
 from tasks.units import Done, fill, stage_task

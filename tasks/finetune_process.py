@@ -33,9 +33,10 @@ from diffmining_core.images.pixels import load_pixels
 from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.models.files import ModelSource, model_digest
 from diffmining_core.models.prompts import PromptTemplate
+from diffmining_core.results.references import Shard
 from diffmining_core.store.checkpoints import RootCheckpoints
 from diffmining_core.store.roots import open_root
-from tasks.index import Shard, dataset_counts, good_images
+from tasks.index import dataset_counts, good_images
 
 if TYPE_CHECKING:
     from diffmining_core.finetuning.listener import Listener

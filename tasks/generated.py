@@ -11,10 +11,11 @@ from PIL import Image
 from diffmining_core.errors import InputError
 from diffmining_core.images import shards
 from diffmining_core.images.shards import FoundImage
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, finished
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
-from tasks.index import TABLE, Shard
+from tasks.index import TABLE
 from tasks.models import Device, ModelReference, loaded
 from tasks.progress import Progress
 from tasks.units import Done, fill, stage_task

@@ -20,6 +20,7 @@ from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.images.shards import FoundImage, KeptShard, KnownShard
 from diffmining_core.images.sources import open_source
 from diffmining_core.recipes import TRAIN, Recipe, load_recipe, plain_recipe
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import (
     Attempt,
     Manifest,
@@ -60,44 +61,6 @@ DATASET_SCHEMA = pa.schema(
         ("declared", pa.int32()),  # good images that nobody has opened yet
     ]
 )
-
-
-@dataclass(frozen=True)
-class Shard:
-    """A dataset shard by reference; its table stays in storage.
-
-    `content_id` names its images and labels whatever their place. Rows that have left the dataset
-    since it was indexed, or got another label, are `dropped` (their numbers); with them its content
-    was `indexed_id`. `labels` counts its good images per label; one of several counts in each.
-    `details_id` is for what reads details too, "" where there are none.
-    """
-
-    key: str
-    indexed_id: str
-    content_id: str
-    dropped: tuple[int, ...]
-    images: int
-    labels: tuple[tuple[str, int], ...]
-    set_aside: int
-    declared: int
-    details_id: str = ""
-    stage: str = STAGE
-
-    @classmethod
-    def from_json(cls, shard: Mapping[str, Any]) -> Shard:
-        """A shard as `dataclasses.asdict` and JSON left it."""
-        labels = tuple((label, count) for label, count in shard["labels"])
-        return cls(**{**shard, "dropped": tuple(shard["dropped"]), "labels": labels})
-
-    @property
-    def name(self) -> str:
-        """A short name for logs and run names."""
-        return self.key[:8]
-
-    @property
-    def pairs(self) -> int:
-        """Good images under each of their labels."""
-        return sum(count for _, count in self.labels)
 
 
 def index_stage(recipe: Recipe, split: str) -> str:

@@ -30,13 +30,14 @@ from diffmining_core.report.localization import (
     render_localization,
     write_localization,
 )
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, finished, published, read_json
 from diffmining_core.store.maps import RaggedMaps, read_maps
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks import typicality
 from tasks.evaluation import MASKS, PLANTED, TruthReference
-from tasks.index import Shard, good_images, part_of
+from tasks.index import good_images, part_of
 from tasks.models import ModelReference
 from tasks.progress import Progress
 from tasks.report import PLACE, ROOT_PAGE

@@ -39,6 +39,7 @@ from diffmining_core.report.parallel import (
 )
 from diffmining_core.report.pictures import crop
 from diffmining_core.report.source import Patch
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, finished, read_json, read_manifests, read_table
 from diffmining_core.store.maps import RaggedMaps, read_maps
 from diffmining_core.store.roots import Root, open_root
@@ -48,7 +49,7 @@ from diffmining_core.translation.cotypicality import ParallelMaps, sequence_tabl
 from tasks import typicality
 from tasks.evaluation import PLANTED, TruthReference
 from tasks.features import feature_matrix
-from tasks.index import Shard, good_images
+from tasks.index import good_images
 from tasks.models import Device, ModelReference, loaded
 from tasks.progress import Progress
 from tasks.report import PLACE, ROOT_PAGE

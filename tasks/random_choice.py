@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from diffmining_core.baselines.random_choice import ALGO, random_choice
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
 from tasks import patches
-from tasks.index import Shard, good_images
+from tasks.index import good_images
 from tasks.units import Done, fill, stage_task
 
 

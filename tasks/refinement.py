@@ -23,6 +23,7 @@ from diffmining_core.patches.refinement import (
     undecided,
 )
 from diffmining_core.patches.scoring import HIGHEST
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import (
     Attempt,
     finished,
@@ -35,7 +36,6 @@ from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from diffmining_core.typicality import ALGO as TYPICALITY
 from tasks import patches, selection, typicality
-from tasks.index import Shard
 from tasks.models import ModelReference
 from tasks.progress import Progress
 from tasks.units import Done, fill, stage_task

@@ -17,18 +17,13 @@ from diffmining_core.report import ALGO
 from diffmining_core.report.page import render_index, write_site
 from diffmining_core.report.source import Losses, SiteSource
 from diffmining_core.report.study_page import StudyPage, render_study_page, write_study_page
+from diffmining_core.results.references import RESULTS, Results
 from diffmining_core.store.ledger import Attempt, finished, read_bytes
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks import finetune, typicality
 from tasks.index import set_aside_rows
-from tasks.results import (
-    RESULTS,
-    Results,
-    current_clusters,
-    maps_of,
-    selected_pairs,
-)
+from tasks.results import current_clusters, maps_of, selected_pairs
 from tasks.selection import selected
 from tasks.signs import found_signs, sign_picture
 from tasks.units import Done, fill, stage_task
@@ -100,16 +95,6 @@ def publish_page(root: str, key: str, stage: str = STAGE, name: str = "index.htm
 def publish_summary(root: str, summary: Mapping[str, Any]) -> None:
     """Write the run's numbers to `summary.json` at the root."""
     open_root(root).write_bytes("summary.json", json.dumps(summary, indent=2).encode() + b"\n")
-
-
-def summarised_report(root: str) -> str | None:
-    """The key of the report whose numbers `summary.json` holds, None if there is none yet."""
-    try:
-        summary = json.loads(open_root(root).read_bytes("summary.json"))
-    except FileNotFoundError:
-        return None
-    key: str | None = summary.get("report")
-    return key
 
 
 def site_source(

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 from diffmining_core.baselines import SALIENCY_ALGO
 from diffmining_core.baselines.embedding import with_features
 from diffmining_core.baselines.reading import labelled_pixels
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, finished, read_bytes
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
 from tasks import features, selection
 from tasks.clip_ranking import write_baseline_maps
-from tasks.index import Shard, dataset_counts, good_images
+from tasks.index import dataset_counts, good_images
 from tasks.progress import Progress
 from tasks.units import Done, fill, stage_task
 

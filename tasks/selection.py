@@ -20,11 +20,12 @@ from diffmining_core.patches.selection import (
     TopPatches,
     in_groups,
 )
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, Manifest, finished, read_manifests, read_table
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks import patches
-from tasks.index import Shard, good_images
+from tasks.index import good_images
 from tasks.progress import Progress
 from tasks.units import Done, fill, stage_task
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from diffmining_core.images.pixels import load_pixels
 from diffmining_core.patches.scoring import HIGHEST, RANDOM
+from diffmining_core.results.references import Results
 from diffmining_core.signs import ALGO, Sign
 from diffmining_core.signs.grouping import grouping, grouping_signs
 from diffmining_core.signs.likeness import LabelFeatures, likeness_signs, most_alike
@@ -29,7 +30,6 @@ from diffmining_core.store.units import Unit
 from tasks import clusters, finetune, typicality
 from tasks.features import feature_matrix, label_features
 from tasks.progress import Progress
-from tasks.results import Results
 from tasks.selection import of_label, selected
 from tasks.units import Done, fill, stage_task
 

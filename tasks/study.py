@@ -14,12 +14,12 @@ from diffmining_core.report.figures import Tile
 from diffmining_core.report.pictures import crop
 from diffmining_core.report.source import label_patches
 from diffmining_core.report.study import Study, StudyPoint, render_study, write_study
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, finished, read_json
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks import study_truth
 from tasks.evaluation import TruthReference
-from tasks.index import Shard
 from tasks.report import PLACE, ROOT_PAGE
 from tasks.selection import selected
 from tasks.study_truth import Measure, measure_of, pixel_scores, together

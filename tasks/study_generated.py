@@ -14,10 +14,11 @@ from diffmining_core.report.study_generated import (
     GeneratedStudy,
     generated_page,
 )
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
-from tasks.index import Shard, good_images
+from tasks.index import good_images
 from tasks.progress import Progress
 from tasks.report import store_study_page
 from tasks.selection import selected

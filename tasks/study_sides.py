@@ -18,13 +18,13 @@ from diffmining_core.report.pictures import crop
 from diffmining_core.report.sides import Pair, SideNumbers, Sides, sides_page
 from diffmining_core.report.source import label_patches
 from diffmining_core.report.study_page import NUMBERS
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, finished, read_json
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks import study_truth, typicality
 from tasks.evaluation import TruthReference
-from tasks.index import Shard
 from tasks.progress import Progress
 from tasks.report import store_study_page
 from tasks.results import Map

@@ -16,12 +16,13 @@ from diffmining_core.evaluation import masks, planted
 from diffmining_core.evaluation.masks import MaskFolder
 from diffmining_core.evaluation.planted import PixelScores
 from diffmining_core.images.addresses import read_bytes
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import finished
 from diffmining_core.store.maps import RaggedMaps, read_maps
 from diffmining_core.store.roots import Root
 from tasks import typicality
 from tasks.evaluation import MASKS, TruthReference
-from tasks.index import Shard, good_images
+from tasks.index import good_images
 
 ALGO = f"{planted.ALGO} {masks.ALGO}"
 

@@ -24,11 +24,12 @@ from diffmining_core.images.addresses import row_uri
 from diffmining_core.images.pixels import content_id
 from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.images.shards import SHARD_SCHEMA
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, finished, read_manifests, read_table
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from diffmining_core.translation import ALGO
-from tasks.index import TABLE, Shard, good_images, label_counts, part_of
+from tasks.index import TABLE, good_images, label_counts, part_of
 from tasks.models import Device, ModelReference, loaded
 from tasks.progress import Progress
 from tasks.typicality import set_aside_images

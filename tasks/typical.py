@@ -23,10 +23,11 @@ from diffmining_core.report.typical import (
     pictured_labels,
     typical_table,
 )
+from diffmining_core.results.references import Shard, results_of
 from diffmining_core.store.roots import open_root
-from tasks.index import Shard, dataset_counts
+from tasks.index import dataset_counts
 from tasks.patches import patches_unit, shard_unit
-from tasks.results import current_clusters, results_of
+from tasks.results import current_clusters
 from tasks.selection import Share, merged
 from tasks.units import Done
 
@@ -87,7 +88,7 @@ class TypicalSoFar:
 
 def typical_in_the_end(root: str, report_key: str) -> str:
     """One patch of each of the best clusters of a few labels, of a published report."""
-    results = results_of(root, report_key)
+    results = results_of(open_root(root), report_key)
     counts = dataset_counts(results.dataset)
     labels = [label for label in pictured_labels(counts) if label in dict(results.clusters)]
     of_labels = tuple((label, dict(results.clusters)[label]) for label in labels)

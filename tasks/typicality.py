@@ -13,12 +13,13 @@ from diffmining_core.errors import ImageError
 from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.images.shards import check_share
 from diffmining_core.models.prompts import PromptTemplate
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, finished, read_manifests, read_table
 from diffmining_core.store.maps import RaggedMaps, read_maps, write_maps
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from diffmining_core.typicality import ALGO
-from tasks.index import Shard, good_images
+from tasks.index import good_images
 from tasks.models import Device, ModelReference, loaded
 from tasks.progress import Progress
 from tasks.units import Done, fill, stage_task

@@ -45,7 +45,7 @@ maps, set_aside = shard_typicality(load_pipeline("tiny"), images, options)
 print([maps[place].mean.shape for place in range(2)], set_aside)
 """
 
-PLAIN_ROOMS = ("patches", "clusters", "localization", "evaluation", "signs", "report")
+PLAIN_ROOMS = ("patches", "clusters", "localization", "evaluation", "signs", "report", "results")
 
 
 def imported(folder: str) -> Iterator[tuple[str, str]]:

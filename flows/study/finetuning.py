@@ -8,6 +8,7 @@ from prefect import flow
 
 from diffmining_core.errors import InputError
 from diffmining_core.recipes import MINED
+from diffmining_core.results.references import Shard
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
 from flows.checks import check_inputs
@@ -19,7 +20,6 @@ from flows.selection import choose, pick_patches
 from flows.typicality import measure
 from tasks.evaluation import TruthReference, find_truth, read_truth
 from tasks.finetune import snapshot_model
-from tasks.index import Shard
 from tasks.models import ModelReference, base_model
 from tasks.report import publish_page
 from tasks.study import Mined, study, study_numbers, study_unit

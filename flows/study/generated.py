@@ -8,6 +8,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from diffmining_core.results.references import Shard
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
 from flows.embed import embed
@@ -18,7 +19,7 @@ from flows.selection import choose, pick_patches
 from flows.study.prepared import Prepared, announce, check, prepare, study_facts
 from flows.typicality import measure
 from tasks.generated import STAGE, generate, generated_shard, generated_unit
-from tasks.index import Shard, dataset_counts
+from tasks.index import dataset_counts
 from tasks.models import choose_device
 from tasks.report import publish_page
 from tasks.selection import kind_digests

@@ -13,6 +13,7 @@ from diffmining_core.models.files import Geometry
 from diffmining_core.recipes import MINED
 from diffmining_core.report.escaping import markdown_text
 from diffmining_core.report.study_page import Table, markdown
+from diffmining_core.results.references import Shard
 from flows.checks import check_inputs
 from flows.finetune import finetune_model, image_geometry, trained_shards
 from flows.index import index_split
@@ -21,7 +22,7 @@ from flows.run_ledger import RunLedger
 from flows.selection import choose, pick_patches
 from flows.typicality import how_measured, measure
 from tasks.evaluation import TruthReference, find_truth, read_truth
-from tasks.index import Shard, dataset_counts
+from tasks.index import dataset_counts
 from tasks.models import ModelReference
 
 

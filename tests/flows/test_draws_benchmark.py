@@ -17,6 +17,7 @@ from PIL import Image
 from diffmining_core.evaluation.agreement import same_patches
 from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.patches.scoring import patch_scores
+from diffmining_core.results.references import results_of, summarised_report
 from diffmining_core.store.ledger import read_manifests
 from diffmining_core.store.maps import RaggedMaps, read_maps
 from diffmining_core.store.roots import open_root
@@ -24,8 +25,6 @@ from diffmining_core.typicality.draws import PAIRED
 from flows.mine import mine
 from flows.parameters import MineParameters
 from tasks.models import choose_device
-from tasks.report import summarised_report
-from tasks.results import results_of
 from tasks.selection import selected
 
 REPOSITORY = Path(__file__).parents[2]
@@ -77,9 +76,9 @@ def test_what_is_followed_is_what_mining_does(mined: Mined, tmp_path: Path) -> N
     highest = {n: draws.scored(one, there.patches) for n, one in maps.items()}
     found = draws.followed(highest, there.rows, top=5)
 
-    key = summarised_report(str(root))
+    key = summarised_report(open_root(str(root)))
     assert key is not None
-    results = results_of(str(root), key)
+    results = results_of(open_root(str(root)), key)
     opened = open_root(str(root))
     manifests = {manifest.key: manifest for manifest in read_manifests(opened, "typicality")}
     really = [read_maps(opened, manifests[key]) for key in results.typicality]

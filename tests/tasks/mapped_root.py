@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 
 from diffmining_core.images import shards
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, complete
 from diffmining_core.store.maps import RaggedMaps, write_maps
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
 from tasks import index
-from tasks.index import Shard
 
 LABELS = ("almara", "borvik", "cendria")
 IMAGES = 9

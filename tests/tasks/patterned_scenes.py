@@ -12,7 +12,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from diffmining_core.recipes import MINED
-from tasks.index import Shard, dataset_shards, index
+from diffmining_core.results.references import Shard
+from tasks.index import dataset_shards, index
 
 SIZE, PATTERN, CELL = 48, 16, 4
 LABELS = ("fall", "rise")

@@ -11,11 +11,12 @@ from small_models import save_whole_clip
 
 from diffmining_core.errors import InputError
 from diffmining_core.models.prompts import PromptTemplate
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import finished, read_table
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import open_root
 from tasks import clip_ranking, features, patches, saliency
-from tasks.index import Shard, good_images
+from tasks.index import good_images
 from tasks.patches import patches as patches_task
 from tasks.random_choice import random_patches
 from tasks.selection import label_digests, select

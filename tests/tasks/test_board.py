@@ -26,12 +26,12 @@ from prefect.client.schemas.objects import Artifact
 from prefect.logging.handlers import APILogHandler
 from prefect.runtime import flow_run
 
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import published
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import Failure, note_failure
 from tasks import board
 from tasks.board import ROWS, Board, Row
-from tasks.index import Shard
 from tasks.patches import patches
 from tasks.typical import TypicalSoFar
 

@@ -13,6 +13,7 @@ from mapped_root import LABELS, map_shard, without
 
 from diffmining_core.clusters.changes import ClusterChange
 from diffmining_core.report.digest import MARKDOWN_BYTES
+from diffmining_core.results.references import Results, Shard, results_of
 from diffmining_core.store.ledger import Attempt, complete, finished, read_manifests
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
@@ -30,8 +31,6 @@ from tasks.digest import (
     read_digest,
     work_since,
 )
-from tasks.index import Shard
-from tasks.results import Results, results_of
 from tasks.units import Done
 
 FirstRun = tuple[Path, dict[str, Any], int]
@@ -66,7 +65,7 @@ def tell(root: Path, first_run: FirstRun) -> Callable[..., Done]:
 
 def test_a_report_says_what_it_was_made_from(first_run: FirstRun) -> None:
     root, summary, _ = first_run
-    found = results_of(str(root), summary["report"])
+    found = results_of(open_root(str(root)), summary["report"])
     assert len(found.dataset) == summary["shards"] and found.images == summary["images"]
     assert [label for label, _ in found.clusters] == sorted(summary["labels"])
     manifest = finished(open_root(str(root)), "report", summary["report"])

@@ -13,10 +13,11 @@ from patterned_scenes import LABELS, PATTERN, SIZE, Corners, indexed, write_scen
 
 from diffmining_core.baselines.doersch import ROUNDS
 from diffmining_core.errors import InputError
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import finished, read_manifests, read_table
 from diffmining_core.store.roots import open_root
 from tasks import doersch, patches
-from tasks.index import Shard, good_images
+from tasks.index import good_images
 
 SEEDS, KEPT, SEED = 40, 6, 3
 OPTIONS = {"size": SIZE, "patch_size": PATTERN}

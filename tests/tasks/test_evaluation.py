@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from diffmining_core.errors import InputError
+from diffmining_core.results.references import Results
 from tasks.evaluation import evaluate
-from tasks.results import Results
 
 
 def test_a_truth_that_changes_during_the_run_is_not_measured_under_its_old_digest(

@@ -18,6 +18,7 @@ from diffmining_core.finetuning.options import FinetuneOptions
 from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.models.files import LORA_FILE
 from diffmining_core.models.prompts import PromptTemplate
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Manifest, finished, local_folder
 from diffmining_core.store.roots import open_root
 from flows.parameters import MineParameters
@@ -31,7 +32,7 @@ from tasks.finetune import (
     snapshot_model,
 )
 from tasks.finetune_process import ShardImages
-from tasks.index import Shard, dataset_shards, index
+from tasks.index import dataset_shards, index
 from tasks.models import Device, base_model, loaded
 from tasks.units import Done
 

@@ -10,10 +10,11 @@ from written_images import photo, put
 
 from diffmining_core.images import shards
 from diffmining_core.recipes import MINED, TRAIN, load_recipe
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import finished
 from diffmining_core.store.roots import open_root
 from tasks import index as indexing
-from tasks.index import Shard, dataset_shards
+from tasks.index import dataset_shards
 from tasks.index import good_images as good
 from tasks.units import Done
 

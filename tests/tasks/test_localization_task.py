@@ -14,11 +14,12 @@ from written_images import photo, put
 from diffmining_core.errors import InputError
 from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.recipes import MINED
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import complete
 from diffmining_core.store.maps import RaggedMaps, write_maps
 from diffmining_core.store.roots import open_root
 from tasks.evaluation import BOXES, TruthReference
-from tasks.index import Shard, dataset_counts, dataset_shards, good_images, index
+from tasks.index import dataset_counts, dataset_shards, good_images, index
 from tasks.localization import (
     Located,
     localization,

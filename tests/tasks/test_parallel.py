@@ -33,6 +33,7 @@ from diffmining_core.images.street_scenes.dataset import TRUTH_SCHEMA, scene_gen
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.patches.sequences import SEQUENCE_SCHEMA
 from diffmining_core.recipes import MINED
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, complete, finished, read_table
 from diffmining_core.store.maps import RaggedMaps, write_maps
 from diffmining_core.store.roots import open_root
@@ -40,7 +41,7 @@ from diffmining_core.store.units import Unit
 from tasks import parallel
 from tasks.evaluation import MASKS, PLANTED, TruthReference, read_truth
 from tasks.features import feature_matrix
-from tasks.index import Shard, dataset_shards, good_images, index, part_of
+from tasks.index import dataset_shards, good_images, index, part_of
 from tasks.models import Device, base_model, loaded
 from tasks.parallel import Pair
 from tasks.report import publish_page

@@ -12,10 +12,11 @@ from mapped_root import LABELS, OPTIONS, map_shard, without
 
 from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.patches.selection import SELECTION_SCHEMA, TopPatches
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Manifest, finished, read_table
 from diffmining_core.store.roots import open_root
 from tasks import selection
-from tasks.index import Shard, good_images
+from tasks.index import good_images
 from tasks.patches import patches
 from tasks.selection import (
     STAGE,

@@ -16,11 +16,11 @@ from diffmining_core.clusters.kmeans import cluster_selection
 from diffmining_core.images.pixels import content_id
 from diffmining_core.patches.scoring import shard_patches
 from diffmining_core.patches.selection import TopPatches
+from diffmining_core.results.references import Results
 from diffmining_core.store.ledger import Attempt, complete, published
 from diffmining_core.store.maps import RaggedMaps, write_maps
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
-from tasks.results import Results
 from tasks.signs import found_signs, sign_picture, signs
 from tasks.units import Done
 

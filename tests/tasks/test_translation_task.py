@@ -14,10 +14,11 @@ from PIL import Image
 from diffmining_core.errors import InputError
 from diffmining_core.images.pixels import content_id, load_pixels
 from diffmining_core.models.files import TINY
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import finished, read_table
 from diffmining_core.store.roots import open_root
 from tasks import translation as stage
-from tasks.index import Shard, dataset_shards, good_images, index
+from tasks.index import dataset_shards, good_images, index
 from tasks.models import Device, base_model
 from tasks.translation import (
     chosen_sources,

@@ -11,12 +11,12 @@ from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import current_fingerprint
 from diffmining_core.images.shards import FoundImage, index_shard
 from diffmining_core.models.prompts import PromptTemplate
+from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import complete, finished
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.units import Unit
 from tasks import index
-from tasks.index import Shard
 from tasks.models import Device, base_model
 from tasks.typicality import STAGE, set_aside_images, typicality
 from tasks.units import Done

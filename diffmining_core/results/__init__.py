@@ -1,0 +1,1 @@
+"""A root's published results -> tables, arrays and files for other tools."""
