@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -65,8 +66,17 @@ Object = Mapping[str, Any]
 """What decides an object, by the names that a report of changes calls it."""
 
 
-def bootstrap(profile_name: str, dry_run: bool) -> None:
-    """Make or change what differs from the profile; a line is printed for each object.
+@dataclass(frozen=True)
+class Settled:
+    """What has been done, or would be, about an object of the server."""
+
+    kind: str
+    name: str
+    done: str
+
+
+def bootstrap(profile_name: str, dry_run: bool) -> list[Settled]:
+    """Make or change what differs from the profile; a line is printed for each object, and told.
 
     InputError for what is wrong with the profile, the server's address or the password.
     """
@@ -85,6 +95,7 @@ def bootstrap(profile_name: str, dry_run: bool) -> None:
         run.automation(lost_runs_crash())
         run.automation(landed_shards_are_mined(run.deployment_id("nightly/nightly")))
         run.name_others()
+    return run.settled
 
 
 class Bootstrap:
@@ -93,7 +104,7 @@ class Bootstrap:
     def __init__(self, client: SyncPrefectClient, dry_run: bool) -> None:
         self.client = client
         self.dry_run = dry_run
-        self.seen: set[tuple[str, str]] = set()
+        self.settled: list[Settled] = []
 
     def settle(
         self,
@@ -104,16 +115,20 @@ class Bootstrap:
         make: Callable[[], object],
     ) -> None:
         """Make an object or change it, if that is needed, and say which."""
-        self.seen.add((kind, name))
         changed = [field for field in wanted if there and there[field] != wanted[field]]
         if there and not changed:
-            say(kind, name, "as it was")
+            self.say(kind, name, "as it was")
             return
         if not self.dry_run:
             make()
         would = "would be " if self.dry_run else ""
         done = f"updated ({', '.join(changed)})" if there else "created"
-        say(kind, name, would + done)
+        self.say(kind, name, would + done)
+
+    def say(self, kind: str, name: str, done: str) -> None:
+        """Note what has been done about an object, and print it as a line of the report."""
+        self.settled.append(Settled(kind, name, done))
+        print(f"{kind:<12}{name:<42}{done}")
 
     def pool(self, wanted: WorkPoolCreate) -> None:
         """A work pool; InputError if there is one of another kind, which cannot be changed."""
@@ -201,9 +216,10 @@ class Bootstrap:
             *(("deployment", name) for name in self.deployment_names()),
             *(("automation", automation.name) for automation in self.client.read_automations()),
         ]
+        seen = {(one.kind, one.name) for one in self.settled}
         for kind, name in others:
-            if (kind, name) not in self.seen:
-                say(kind, name, "not ours, left alone")
+            if (kind, name) not in seen:
+                self.say(kind, name, "not ours, left alone")
 
     def deployment_names(self) -> list[str]:
         """FLOW/DEPLOYMENT of all that are there."""
@@ -212,11 +228,6 @@ class Bootstrap:
             id_: self.client.read_flow(id_).name for id_ in {found.flow_id for found in deployments}
         }
         return [f"{flows[found.flow_id]}/{found.name}" for found in deployments]
-
-
-def say(kind: str, name: str, what: str) -> None:
-    """A line of the report."""
-    print(f"{kind:<12}{name:<42}{what}")
 
 
 @contextmanager

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated
 
 from cyclopts import Parameter
 
+from flows.answers import Answer, command
 from flows.cli import app, main
 
-__all__ = ["main"]
+__all__ = ["app", "main"]
 
 
-@app.command
+@command(
+    app,
+    "diffmining bootstrap --profile local",
+    "diffmining bootstrap --profile production.toml --dry-run",
+)
 def bootstrap(
     *, profile: str = "local", dry_run: Annotated[bool, Parameter(negative="")] = False
-) -> None:
+) -> Answer:
     """Give the Prefect server at PREFECT_API_URL its pools, deployments and automations.
 
     Run it again after an upgrade or a change of the profile: it changes only what differs, and
@@ -29,4 +35,4 @@ def bootstrap(
     """
     from deployments.bootstrap import bootstrap as run
 
-    run(profile, dry_run)
+    return Answer([asdict(one) for one in run(profile, dry_run)])

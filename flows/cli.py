@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,8 +20,9 @@ from diffmining_core.errors import InputError
 from diffmining_core.recipes import TRAIN
 from diffmining_core.report.escaping import one_line
 from diffmining_core.signs import Sign
-from flows import download, upkeep
+from flows.answers import Answer, command, epilogue, told_answer
 from flows.checks import check_dataset, check_inputs
+from flows.download import published
 from flows.forms import refusal
 from flows.parameters import (
     ClusterStudyParameters,
@@ -39,16 +41,44 @@ from flows.parameters import (
     TranslateParameters,
     TypicalityParameters,
 )
+from flows.upkeep import storage, upkeep
 
-app = App(name="diffmining", help="Show what is typical of each label of an image collection.")
-study = App(name="study", help="Measure what decides how well mining does.")
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses; `STATUSES` says what they mean."""
+
+STATUSES = """\
+Exit status: 0, it is done. 1, something failed or is to be done again; the same command goes on
+from there. 2, something is for you to mend, and one sentence says what. 130, you interrupted it;
+what is finished is kept."""
+
+app = App(
+    name="diffmining",
+    help="Show what is typical of each label of an image collection.",
+    help_epilogue=f"{epilogue(['diffmining demo', 'diffmining mine --help'])}\n\n{STATUSES}",
+    suppress_keyboard_interrupt=False,  # `main` has a sentence for it
+)
+study = App(
+    name="study",
+    help="Measure what decides how well mining does.",
+    help_epilogue=epilogue(["diffmining study timesteps --dataset photos --root study"]),
+)
 app.command(study)
-download.add_to(app)
-upkeep.add_to(app)
+app.command(storage)
+for others in (published, upkeep):
+    app.command(others, name="*")
+app.register_install_completion_command(
+    help="Have the shell (bash, zsh, fish) complete commands and options.",
+    help_epilogue=epilogue(["diffmining --install-completion --shell bash"]),
+)
 
 
-@app.command
-def mine(parameters: Annotated[MineParameters, Parameter(name="*")]) -> None:
+@command(
+    app,
+    "diffmining mine --dataset photos --root mined",
+    "diffmining mine --dataset photos --root mined --model stable-diffusion-v1-5/"
+    "stable-diffusion-v1-5",
+)
+def mine(parameters: Annotated[MineParameters, Parameter(name="*")]) -> Answer:
     """Mine a dataset: index, finetune, measure typicality, cluster patches, draw the page.
 
     Run it again with the same dataset, model and root to go on where it stopped.
@@ -56,11 +86,16 @@ def mine(parameters: Annotated[MineParameters, Parameter(name="*")]) -> None:
     check_inputs(parameters)  # the flow does so too, but only once it has a server
     from flows.mine import mine as flow
 
-    print_end(flow(parameters))
+    summary = flow(parameters)
+    return Answer(summary, lambda: print_end(summary))
 
 
-@app.command
-def index(parameters: Annotated[IndexParameters, Parameter(name="*")]) -> None:
+@command(
+    app,
+    "diffmining index --dataset photos --root mined",
+    "diffmining index --dataset s3://bucket/photos.parquet --root s3://bucket/mined",
+)
+def index(parameters: Annotated[IndexParameters, Parameter(name="*")]) -> Answer:
     """Index a dataset into shards ahead of mining it: what can be used, what is set aside.
 
     `mine` does this too; here it is by itself, to look before a long run.
@@ -69,19 +104,28 @@ def index(parameters: Annotated[IndexParameters, Parameter(name="*")]) -> None:
     from flows.index import index_dataset as flow
 
     counts = flow(parameters)
-    print()
-    print_counts(counts)
-    if train := counts.get(TRAIN):
-        print("To train on:")
-        print_counts(train)
+
+    def say() -> None:
+        print()
+        print_counts(counts)
+        if train := counts.get(TRAIN):
+            print("To train on:")
+            print_counts(train)
+
+    return Answer(counts, say)
 
 
-@app.command
+@command(
+    app,
+    "diffmining finetune --dataset photos --root mined --finetune-steps 900",
+    "diffmining finetune --dry-run --dataset photos --root mined --model stable-diffusion-v1-5/"
+    "stable-diffusion-v1-5",
+)
 def finetune(
     parameters: Annotated[FinetuneParameters, Parameter(name="*")],
     *,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
-) -> None:
+) -> Answer:
     """Finetune a model on a dataset; `mine` at the same root then takes it.
 
     Parameters
@@ -92,21 +136,30 @@ def finetune(
     from flows import finetune as finetuning
 
     if dry_run:
-        print(finetuning.dry_run(parameters))
-        return
+        return told_answer(finetuning.dry_run(parameters))
     finetuning.check(parameters)
     summary = finetuning.finetune(parameters)
-    print(
-        f"\n{summary['images']} images of {summary['labels']} labels, {summary['seconds']:.0f} s"
-        + (f", {summary['images_per_second']:.3g} images/s" if summary["computed"] else "")
-    )
-    if summary["rising_since"]:
-        print(f"The loss on held-out images rises since step {summary['rising_since']}")
-    print(f"Use it with --model {summary['model']}")
+
+    def say() -> None:
+        print(
+            f"\n{summary['images']} images of {summary['labels']} labels, "
+            f"{summary['seconds']:.0f} s"
+            + (f", {summary['images_per_second']:.3g} images/s" if summary["computed"] else "")
+        )
+        if summary["rising_since"]:
+            print(f"The loss on held-out images rises since step {summary['rising_since']}")
+        print(f"Use it with --model {summary['model']}")
+
+    return Answer(summary, say)
 
 
-@app.command
-def typicality(parameters: Annotated[TypicalityParameters, Parameter(name="*")]) -> None:
+@command(
+    app,
+    "diffmining typicality --dataset photos --root mined --draws 32",
+    "diffmining typicality --dataset photos --root mined --model mined/finetune/KEY/attempt-ID/"
+    "model --finetune-steps 0",
+)
+def typicality(parameters: Annotated[TypicalityParameters, Parameter(name="*")]) -> Answer:
     """Measure typicality only: index, finetune, and make the maps of every shard.
 
     `mine` at the same root then takes these maps.
@@ -115,17 +168,25 @@ def typicality(parameters: Annotated[TypicalityParameters, Parameter(name="*")])
     from flows.typicality import typicality as flow
 
     summary = flow(parameters)
-    print(
-        f"\n{summary['images']} images in {len(summary['maps'])} shards, "
-        f"{summary['set_aside']} set aside, {summary['unet_forwards']} UNet forwards, "
-        f"{summary['seconds']:.0f} s, at most {summary['peak_memory_mb']} MB"
-    )
-    for note in summary["notes"]:
-        print(f"Note: {note}")
+
+    def say() -> None:
+        print(
+            f"\n{summary['images']} images in {len(summary['maps'])} shards, "
+            f"{summary['set_aside']} set aside, {summary['unet_forwards']} UNet forwards, "
+            f"{summary['seconds']:.0f} s, at most {summary['peak_memory_mb']} MB"
+        )
+        for note in summary["notes"]:
+            print(f"Note: {note}")
+
+    return Answer(summary, say)
 
 
-@app.command
-def nightly(parameters: Annotated[NightlyParameters, Parameter(name="*")]) -> None:
+@command(
+    app,
+    "diffmining nightly --dataset s3://bucket/photos --root s3://bucket/mined",
+    "diffmining nightly --dataset photos --root mined --gpu-hour-price 2.5 --currency EUR",
+)
+def nightly(parameters: Annotated[NightlyParameters, Parameter(name="*")]) -> Answer:
     """Mine what has come since last night, and publish a digest: a page, and a message if wanted.
 
     With nothing new, no model is started.
@@ -134,14 +195,22 @@ def nightly(parameters: Annotated[NightlyParameters, Parameter(name="*")]) -> No
     from flows.nightly import nightly as flow
 
     summary = flow(parameters)
-    print(f"\n{summary['said']}")
-    if summary["message"]:
-        print(summary["message"])
-    print(f"Open {summary['page']}")
+
+    def say() -> None:
+        print(f"\n{summary['said']}")
+        if summary["message"]:
+            print(summary["message"])
+        print(f"Open {summary['page']}")
+
+    return Answer(summary, say)
 
 
-@app.command
-def localize(parameters: Annotated[LocalizeParameters, Parameter(name="*")]) -> None:
+@command(
+    app,
+    "diffmining localize --dataset photos --masks masks --root localized",
+    "diffmining localize --dataset xray --recipe xray --root localized",
+)
+def localize(parameters: Annotated[LocalizeParameters, Parameter(name="*")]) -> Answer:
     """Score where in an image typicality puts its label, against boxes or masks, and draw the page.
 
     Finetunes on the labels of whole images, and measures the images whose label is located.
@@ -149,15 +218,20 @@ def localize(parameters: Annotated[LocalizeParameters, Parameter(name="*")]) -> 
     from flows import localize as localizing
 
     localizing.check(parameters)
-    print_scores(localizing.localize(parameters))
+    summary = localizing.localize(parameters)
+    return Answer(summary, lambda: print_scores(summary))
 
 
-@app.command
+@command(
+    app,
+    "diffmining translate --dataset photos --root mined --per-label 100",
+    "diffmining translate --dry-run --dataset photos --root mined --targets cats --targets dogs",
+)
 def translate(
     parameters: Annotated[TranslateParameters, Parameter(name="*")],
     *,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
-) -> None:
+) -> Answer:
     """Redraw images under every label, and group what is typical in all of them at one place.
 
     Plug-and-Play with the finetuned model; the page shows each element across the labels.
@@ -171,21 +245,28 @@ def translate(
 
     translating.check(parameters)
     if dry_run:
-        print(translating.dry_run(parameters))
-        return
+        return told_answer(translating.dry_run(parameters))
     summary = translating.translate(parameters)
-    print(
-        f"\n{summary['sequences']} sequences in {len(summary['clusters'])} joint clusters, "
-        f"{summary['unet_forwards']} UNet forwards, {summary['seconds']:.0f} s, "
-        f"at most {summary['peak_memory_mb']} MB"
-    )
-    for note in summary["facts"]["notes"]:
-        print(f"Note: {note}")
-    print(f"Open {summary['page']}")
+
+    def say() -> None:
+        print(
+            f"\n{summary['sequences']} sequences in {len(summary['clusters'])} joint clusters, "
+            f"{summary['unet_forwards']} UNet forwards, {summary['seconds']:.0f} s, "
+            f"at most {summary['peak_memory_mb']} MB"
+        )
+        for note in summary["facts"]["notes"]:
+            print(f"Note: {note}")
+        print(f"Open {summary['page']}")
+
+    return Answer(summary, say)
 
 
-@app.command
-def compare(parameters: Annotated[CompareParameters, Parameter(name="*")]) -> None:
+@command(
+    app,
+    "diffmining compare --dataset photos --root mined",
+    "diffmining compare --dataset photos --root mined --baselines doersch --baselines random",
+)
+def compare(parameters: Annotated[CompareParameters, Parameter(name="*")]) -> Answer:
     """Mine by typicality and by other methods, and draw which finds what, and at what cost.
 
     Where a known answer (`truth.parquet` or masks) is there, it says how much of what each finds is
@@ -194,11 +275,15 @@ def compare(parameters: Annotated[CompareParameters, Parameter(name="*")]) -> No
     from flows import compare as comparing
 
     comparing.check(parameters)
-    print_study(comparing.compare(parameters))
+    return study_answer(comparing.compare(parameters))
 
 
-@study.command(name="finetuning")
-def study_finetuning(parameters: Annotated[StudyParameters, Parameter(name="*")]) -> None:
+@command(
+    study,
+    "diffmining study finetuning --dataset photos --masks masks --root study --at 100 --at 300",
+    name="finetuning",
+)
+def study_finetuning(parameters: Annotated[StudyParameters, Parameter(name="*")]) -> Answer:
     """Mine with the model as it is at several steps of finetuning, and draw truth against steps.
 
     The dataset needs a known answer: planted elements (`truth.parquet`) or a folder of masks.
@@ -207,19 +292,27 @@ def study_finetuning(parameters: Annotated[StudyParameters, Parameter(name="*")]
 
     studies.check(parameters)
     summary = studies.study_finetuning(parameters)
-    print(f"\n{'step':>8}{'average precision':>20}{'by chance':>12}{'patches that hit':>19}")
-    for point in summary["points"]:
-        hit = point["hits"].get("highest", 0)
-        print(
-            f"{point['step']:>8}{point['average_precision']:>20.3f}{point['base_rate']:>12.3f}"
-            f"{hit:>19.0%}"
-        )
-    print(f"{summary['seconds']:.0f} s, at most {summary['peak_memory_mb']} MB")
-    print(f"Open {summary['page']}")
+
+    def say() -> None:
+        print(f"\n{'step':>8}{'average precision':>20}{'by chance':>12}{'patches that hit':>19}")
+        for point in summary["points"]:
+            hit = point["hits"].get("highest", 0)
+            print(
+                f"{point['step']:>8}{point['average_precision']:>20.3f}"
+                f"{point['base_rate']:>12.3f}{hit:>19.0%}"
+            )
+        print(f"{summary['seconds']:.0f} s, at most {summary['peak_memory_mb']} MB")
+        print(f"Open {summary['page']}")
+
+    return Answer(summary, say)
 
 
-@study.command(name="timesteps")
-def study_timesteps(parameters: Annotated[TimestepStudyParameters, Parameter(name="*")]) -> None:
+@command(
+    study,
+    "diffmining study timesteps --dataset photos --root study --bins 5",
+    name="timesteps",
+)
+def study_timesteps(parameters: Annotated[TimestepStudyParameters, Parameter(name="*")]) -> Answer:
     """Mine with typicality of one narrow range of timesteps at a time, and draw truth against them.
 
     A known answer (`truth.parquet` or masks) is measured against where there is one.
@@ -227,11 +320,15 @@ def study_timesteps(parameters: Annotated[TimestepStudyParameters, Parameter(nam
     from flows.study import prepared, sides
 
     prepared.check(parameters)
-    print_study(sides.study_timesteps(parameters))
+    return study_answer(sides.study_timesteps(parameters))
 
 
-@study.command(name="noise")
-def study_noise(parameters: Annotated[NoiseStudyParameters, Parameter(name="*")]) -> None:
+@command(
+    study,
+    "diffmining study noise --dataset photos --root study --seeds 4",
+    name="noise",
+)
+def study_noise(parameters: Annotated[NoiseStudyParameters, Parameter(name="*")]) -> Answer:
     """Mine under draws of several seeds, of both noise and timestep or with one of them fixed.
 
     Says how much of a map and of the highest patches is chance.
@@ -239,20 +336,30 @@ def study_noise(parameters: Annotated[NoiseStudyParameters, Parameter(name="*")]
     from flows.study import prepared, sides
 
     prepared.check(parameters)
-    print_study(sides.study_noise(parameters))
+    return study_answer(sides.study_noise(parameters))
 
 
-@study.command(name="patch-sizes")
-def study_patch_sizes(parameters: Annotated[PatchSizeStudyParameters, Parameter(name="*")]) -> None:
+@command(
+    study,
+    "diffmining study patch-sizes --dataset photos --root study --sizes 24 --sizes 48",
+    name="patch-sizes",
+)
+def study_patch_sizes(
+    parameters: Annotated[PatchSizeStudyParameters, Parameter(name="*")],
+) -> Answer:
     """Cut the same maps into patches of several sizes, and draw what they hit."""
     from flows.study import prepared, sides
 
     prepared.check(parameters)
-    print_study(sides.study_patch_sizes(parameters))
+    return study_answer(sides.study_patch_sizes(parameters))
 
 
-@study.command(name="clusters")
-def study_clusters(parameters: Annotated[ClusterStudyParameters, Parameter(name="*")]) -> None:
+@command(
+    study,
+    "diffmining study clusters --dataset photos --root study --ks 8 --ks 16",
+    name="clusters",
+)
+def study_clusters(parameters: Annotated[ClusterStudyParameters, Parameter(name="*")]) -> Answer:
     """Cluster the highest patches in several ways: k-means, merged groups, HDBSCAN.
 
     Says how many clusters are mixed or duplicate, by kinds of planted elements where these are
@@ -262,13 +369,17 @@ def study_clusters(parameters: Annotated[ClusterStudyParameters, Parameter(name=
 
     parameters.numbers()
     prepared.check(parameters)
-    print_study(clusters.study_of_clusters(parameters))
+    return study_answer(clusters.study_of_clusters(parameters))
 
 
-@study.command(name="predictability")
+@command(
+    study,
+    "diffmining study predictability --dataset photos --root study --patches 100",
+    name="predictability",
+)
 def study_predictability(
     parameters: Annotated[PredictabilityStudyParameters, Parameter(name="*")],
-) -> None:
+) -> Answer:
     """Predict the label from the highest, random and lowest patches, by features and colours.
 
     A linear classifier is asked about images that it has not seen.
@@ -276,11 +387,15 @@ def study_predictability(
     from flows.study import predictability, prepared
 
     prepared.check(parameters)
-    print_study(predictability.study_of_predictability(parameters))
+    return study_answer(predictability.study_of_predictability(parameters))
 
 
-@study.command(name="generated")
-def study_generated(parameters: Annotated[GeneratedStudyParameters, Parameter(name="*")]) -> None:
+@command(
+    study,
+    "diffmining study generated --dataset photos --root study --guidance 1 --guidance 5",
+    name="generated",
+)
+def study_generated(parameters: Annotated[GeneratedStudyParameters, Parameter(name="*")]) -> Answer:
     """Mine images that the model generates of each label, beside the real ones.
 
     The images stay at the root, as a dataset of its own for each guidance scale.
@@ -288,11 +403,11 @@ def study_generated(parameters: Annotated[GeneratedStudyParameters, Parameter(na
     from flows.study import generated, prepared
 
     prepared.check(parameters)
-    print_study(generated.study_of_generated(parameters))
+    return study_answer(generated.study_of_generated(parameters))
 
 
-@app.command
-def demo(folder: Path = Path("demo")) -> None:
+@command(app, "diffmining demo", "diffmining demo --folder /tmp/demo --json")
+def demo(folder: Path = Path("demo")) -> Answer:
     """Mine the built-in street scenes with the tiny pipeline, and measure it against the truth.
 
     Parameters
@@ -302,7 +417,13 @@ def demo(folder: Path = Path("demo")) -> None:
     """
     from flows.demo import demo as run
 
-    print_end(run(folder))
+    summary = run(folder)
+    return Answer(summary, lambda: print_end(summary))
+
+
+def study_answer(summary: dict[str, Any]) -> Answer:
+    """What a study found: its summary, and the table of it."""
+    return Answer(summary, lambda: print_study(summary))
 
 
 def print_counts(counts: dict[str, Any]) -> None:
@@ -402,14 +523,31 @@ def main() -> None:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
     for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
         logging.getLogger(name).addFilter(_OneSentence())
+    without_colours_where_unwanted()
     try:
         app(exit_on_error=False, print_error=False)
     except InputError as error:
-        refuse(str(error), 2)
+        refuse(str(error), REFUSED)
     except CycloptsError as error:
-        refuse(option_error(error), 2)
+        refuse(option_error(error), REFUSED)
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends what is tidied up now
+        refuse(
+            "interrupted; what is finished is kept, and the same command goes on from there",
+            INTERRUPTED,
+        )
     except OSError as error:  # storage or network, after its retries
-        refuse(f"{error}; run the same command again to go on from here", 1)
+        refuse(f"{error}; run the same command again to go on from here", FAILED)
+
+
+def without_colours_where_unwanted() -> None:
+    """Have help and logs obey NO_COLOR (https://no-color.org): no escape codes at all."""
+    if not os.environ.get("NO_COLOR"):
+        return
+    from rich.console import Console
+
+    os.environ["PREFECT_LOGGING_COLORS"] = "false"
+    app.console = Console(color_system=None)
 
 
 def refuse(sentence: str, status: int) -> None:

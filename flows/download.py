@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from cyclopts import App
 from tqdm import tqdm
@@ -15,13 +16,16 @@ from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.recipes import Recipe, load_recipe, recipe_names
 from diffmining_core.recipes.arrival import Arrival, arrived
 from diffmining_core.recipes.hub import Downloaded, Repository, download_repository, unpack
+from flows.answers import Answer, command
 
+published = App()
 MODELS = "models/"
 ROW = "{:<10}{:>11}{:>11}{:>8}{:>6}  {}"
 REASONS_SHOWN = 5
 
 
-def recipes(name: str | None = None) -> None:
+@command(published, "diffmining recipes", "diffmining recipes cardb")
+def recipes(name: str | None = None) -> Answer:
     """List the recipes of published datasets, or show one.
 
     Parameters
@@ -30,17 +34,43 @@ def recipes(name: str | None = None) -> None:
         Name of a recipe, or path of a recipe's file.
     """
     if name is not None:
-        print("\n".join(recipe_lines(load_recipe(name))))
-        return
+        recipe = load_recipe(name)
+        return Answer(recipe_document(recipe), lambda: print("\n".join(recipe_lines(recipe))))
+    listed = [load_recipe(each) for each in recipe_names()]
+    return Answer([recipe_document(recipe) for recipe in listed], lambda: print_recipes(listed))
+
+
+def recipe_document(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says, for scripts."""
+    return {
+        "name": recipe.name,
+        "title": recipe.title,
+        "about": recipe.about,
+        "file": recipe.file,
+        "prompts": recipe.prompts.as_options(),
+        "size": recipe.size,
+        "patch_size": recipe.patch_size,
+        "t_range": recipe.t_range,
+        "text_encoder": recipe.text_encoder,
+        "model": recipe.model,
+        "finetune_steps": recipe.finetune_steps,
+        "finetune_batch": recipe.finetune_batch,
+        "published": dict(recipe.download.published),
+        "hub": recipe.download.hub,
+        "ask": recipe.download.ask,
+    }
+
+
+def print_recipes(listed: list[Recipe]) -> None:
+    """The recipes as a table."""
     print(ROW.format("recipe", "mined", "trained on", "labels", "px", "what"))
-    for each in recipe_names():
-        recipe = load_recipe(each)
+    for recipe in listed:
         numbers = recipe.download.published
         mined, train = (
             _number(numbers.get(split, numbers.get("all"))) for split in ("mined", "train")
         )
         labels, size = _number(numbers.get("labels")), _number(recipe.size)
-        print(ROW.format(each, mined, train, labels, size, recipe.title))
+        print(ROW.format(recipe.name, mined, train, labels, size, recipe.title))
     print("\n`diffmining recipes NAME` shows one; `--recipe NAME` or a copy's path uses it.")
 
 
@@ -77,7 +107,12 @@ def where_to_get(recipe: Recipe) -> list[str]:
     return []
 
 
-def download(what: str, *, to: Path | None = None, revision: str | None = None) -> None:
+@command(
+    published,
+    "diffmining download cardb --to cardb",
+    "diffmining download models/cardb --to cardb-model",
+)
+def download(what: str, *, to: Path | None = None, revision: str | None = None) -> Answer:
     """Get a published dataset or a finetuned model, or say where to ask; check what arrived.
 
     Run it again to go on where it stopped, or to check a folder.
@@ -97,11 +132,13 @@ def download(what: str, *, to: Path | None = None, revision: str | None = None) 
     if name != what:
         if recipe.model is None:
             raise InputError(f"the recipe {name} names no finetuned model")
-        _fetch(Repository("model", recipe.model), folder, revision)
-        print(f"Use it with --model {folder}")
-        return
+        fetched = _fetch(Repository("model", recipe.model), folder, revision)
+        document = {"folder": folder, "downloaded": asdict(fetched)}
+        return Answer(document, lambda: print(f"Use it with --model {folder}"))
+    document = {"folder": folder, "downloaded": None}
     if hub := recipe.download.hub:
         fetched = _fetch(Repository("dataset", hub), folder, revision)
+        document["downloaded"] = asdict(fetched)
         for file in fetched.files:
             if file.name.endswith(".zip"):
                 _unpack(folder / file.name, folder)
@@ -109,13 +146,18 @@ def download(what: str, *, to: Path | None = None, revision: str | None = None) 
         print("\n".join(where_to_get(recipe)))
         if not folder.is_dir():
             print(f"\nThen run this again: it checks {folder}, or the folder given with --to.")
-            return
-    print(f"\nWhat is in {folder}:")
+            return Answer({**document, "ask": recipe.download.ask, "splits": None})
     splits = arrived(recipe, str(folder))
-    print("\n".join(line for split in splits for line in arrival_lines(split)))
-    if not all(split.is_complete for split in splits):
-        sys.exit(1)
-    print(f"Use it with --dataset {folder} --recipe {name}")
+    is_complete = all(split.is_complete for split in splits)
+
+    def say() -> None:
+        print(f"\nWhat is in {folder}:")
+        print("\n".join(line for split in splits for line in arrival_lines(split)))
+        if is_complete:
+            print(f"Use it with --dataset {folder} --recipe {name}")
+
+    arrivals = [{**asdict(split), "is_complete": split.is_complete} for split in splits]
+    return Answer({**document, "splits": arrivals}, say, status=0 if is_complete else 1)
 
 
 def arrival_lines(arrival: Arrival) -> list[str]:
@@ -165,9 +207,3 @@ def _pair(prompts: PromptTemplate) -> str:
 
 def _number(value: int | None) -> str:
     return "?" if value is None else f"{value:,}"
-
-
-def add_to(app: App) -> None:
-    """Add these commands to the command line."""
-    for command in (recipes, download):
-        app.command(command)

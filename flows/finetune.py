@@ -21,6 +21,7 @@ from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Manifest, file_url, finished
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
+from flows.answers import Told
 from flows.checks import check_inputs
 from flows.fan_out import BatchFlow, Work, decided, fan_out, planned_there
 from flows.index import index_split
@@ -81,8 +82,8 @@ def markdown(summary: dict[str, Any]) -> str:
     )
 
 
-def dry_run(parameters: FinetuneParameters) -> str:
-    """A table of what a finetuning would take; indexes the images, trains nothing."""
+def dry_run(parameters: FinetuneParameters) -> list[Told]:
+    """What a finetuning would take; indexes the images, trains nothing."""
     from diffmining_core.finetuning.estimate import estimate
 
     check(parameters)
@@ -102,18 +103,19 @@ def dry_run(parameters: FinetuneParameters) -> str:
         if cost.measured
         else "assumed: an H200 that reaches 40 % of its 790 TFLOP/s; this device was not tried"
     )
-    rows = [
-        ("images", f"{images:,}"),
-        ("steps", f"{options.steps:,} of {options.batch_size} images at {options.side} px"),
-        ("epochs", f"{cost.epochs:.3g}"),
-        ("processes", str(running.processes)),
-        ("arithmetic", f"{cost.step_flops / 1e12:.3g} TFLOP a step"),
-        *((f"memory: {name}", size_text(size)) for name, size in cost.memory.items()),
-        ("memory of each device", f"about {size_text(sum(cost.memory.values()))} (estimated)"),
-        ("time", f"about {time_text(cost.seconds)} ({how})"),
+    steps = f"{options.steps:,} of {options.batch_size} images at {options.side} px"
+    memory = sum(cost.memory.values())
+    flops = cost.step_flops
+    return [
+        Told("images", images, f"{images:,}"),
+        Told("steps", options.steps, steps),
+        Told("epochs", cost.epochs, f"{cost.epochs:.3g}"),
+        Told("processes", running.processes, str(running.processes)),
+        Told("arithmetic", flops, f"{flops / 1e12:.3g} TFLOP a step"),
+        *(Told(f"memory: {name}", size, size_text(size)) for name, size in cost.memory.items()),
+        Told("memory of each device", memory, f"about {size_text(memory)} (estimated)"),
+        Told("time", cost.seconds, f"about {time_text(cost.seconds)} ({how})"),
     ]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
 
 
 def trained_split(parameters: FinetuneParameters) -> str:

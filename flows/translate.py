@@ -17,6 +17,7 @@ from diffmining_core.report.escaping import markdown_text
 from diffmining_core.report.parallel import markdown
 from diffmining_core.results.references import Shard
 from diffmining_core.store.roots import open_root
+from flows.answers import Told
 from flows.checks import check_inputs, check_steps
 from flows.fan_out import BatchFlow, Work, planned_there, run_missing, shown_fan_out
 from flows.finetune import finetune_model, image_geometry, trained_shards
@@ -184,8 +185,8 @@ def translate(parameters: TranslateParameters) -> dict[str, Any]:
     return summary
 
 
-def dry_run(parameters: TranslateParameters) -> str:
-    """A table of what redrawing would take; indexes the images, starts no model."""
+def dry_run(parameters: TranslateParameters) -> list[Told]:
+    """What redrawing would take; indexes the images, starts no model."""
     from diffmining_core.translation.shard import TranslationOptions, forwards_of
 
     check(parameters)
@@ -199,15 +200,13 @@ def dry_run(parameters: TranslateParameters) -> str:
     options = TranslationOptions.from_options(parameters.translation_options(size))
     each = forwards_of(options, len(labels) - 1)
     measured = images * len(labels) * 2 * parameters.draws
-    rows = [
-        ("labels", f"{len(labels):,}"),
-        ("images redrawn", f"{images:,}, each under {len(labels) - 1:,} labels"),
-        ("forwards to redraw one", f"{each:,}"),
-        ("forwards to redraw all", f"{images * each:,}"),
-        ("forwards to measure all", f"{measured:,} at most"),
+    return [
+        Told("labels", len(labels), f"{len(labels):,}"),
+        Told("images redrawn", images, f"{images:,}, each under {len(labels) - 1:,} labels"),
+        Told("forwards to redraw one", each, f"{each:,}"),
+        Told("forwards to redraw all", images * each, f"{images * each:,}"),
+        Told("forwards to measure all", measured, f"{measured:,} at most"),
     ]
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
 
 
 def check(parameters: TranslateParameters) -> None:

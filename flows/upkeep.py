@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
-from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import App
 from tqdm import tqdm
 
 from diffmining_core.errors import InputError
@@ -19,8 +16,14 @@ from diffmining_core.store.garbage import Garbage, clear_garbage
 from diffmining_core.store.status import StageStatus, run_root, run_status
 from diffmining_core.store.storage_check import check_storage
 from diffmining_core.store.verification import Damage, damaged_files, holdings
+from flows.answers import Answer, command, epilogue
 
-storage = App(name="storage", help="Look at a place for results.")
+upkeep = App()
+storage = App(
+    name="storage",
+    help="Look at a place for results.",
+    help_epilogue=epilogue(["diffmining storage check s3://bucket/mined"]),
+)
 
 REASONS_SHOWN = 3
 SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -28,25 +31,24 @@ ROW = "{:<12}{:>8}{:>8}{:>9}{:>8}{:>11}{:>10}{:>13}"
 """The status table, 79 columns wide."""
 
 
-def status(
-    root: str, *, as_json: Annotated[bool, Parameter("--json", negative="")] = False
-) -> None:
+@command(upkeep, "diffmining status mined", "diffmining status s3://bucket/mined --json")
+def status(root: str) -> Answer:
     """Show what is done, missing, failed and set aside, and the time left.
 
     Parameters
     ----------
     root
         Folder or URL of the results.
-    as_json
-        Print the same as JSON.
     """
     opened, identity = run_root(root)
     stages = run_status(opened, now := time.time())
-    if as_json:
-        print(json.dumps({"root": opened.url, **identity, "stages": [asdict(s) for s in stages]}))
-        return
-    print("\n".join(f"{name}: {value}" for name, value in {"root": opened.url, **identity}.items()))
-    print_status(stages, now)
+    whose = {"root": opened.url, **identity}
+
+    def say() -> None:
+        print("\n".join(f"{name}: {value}" for name, value in whose.items()))
+        print_status(stages, now)
+
+    return Answer({**whose, "stages": [asdict(stage) for stage in stages]}, say)
 
 
 def print_status(stages: Iterable[StageStatus], now: float) -> None:
@@ -111,7 +113,8 @@ def age_text(seconds: float) -> str:
     return f"{max(seconds, 0):.0f} seconds"
 
 
-def verify(root: str) -> None:
+@command(upkeep, "diffmining verify mined", "diffmining verify mined --json")
+def verify(root: str) -> Answer:
     """Read all results again and name what does not match its checksum.
 
     Parameters
@@ -129,23 +132,38 @@ def verify(root: str) -> None:
             damage.append(found)
             with bar.external_write_mode():
                 _print_damage(found)
-    print(
-        f"{held.units} units, {len(held.files)} files, {size_text(held.bytes)} reread; "
-        f"{len(damage)} damaged."
-    )
-    if damage:
+
+    def say() -> None:
         print(
-            "Run the same `diffmining mine` again: it makes damaged results anew where it meets "
-            "them; with `--mode verify` it finds and mends all."
+            f"{held.units} units, {len(held.files)} files, {size_text(held.bytes)} reread; "
+            f"{len(damage)} damaged."
         )
-        sys.exit(1)
+        if damage:
+            print(
+                "Run the same `diffmining mine` again: it makes damaged results anew where it "
+                "meets them; with `--mode verify` it finds and mends all."
+            )
+
+    document = {
+        "root": opened.url,
+        "units": held.units,
+        "files": len(held.files),
+        "bytes": held.bytes,
+        "damaged": [asdict(one) for one in damage],
+    }
+    return Answer(document, say, status=1 if damage else 0)
 
 
 def _print_damage(damage: Damage) -> None:
     print(f"damaged {damage.stage}/{damage.key}: {damage.sentence}")
 
 
-def gc(root: str, *, older_than: str = "7d", delete: bool = False) -> None:
+@command(
+    upkeep,
+    "diffmining gc mined --older-than 2d",
+    "diffmining gc s3://bucket/mined --older-than 7d --delete",
+)
+def gc(root: str, *, older_than: str = "7d", delete: bool = False) -> Answer:
     """List what is no longer any use: attempts that no result names, and records of mended units.
 
     Nothing is removed without --delete.
@@ -161,14 +179,22 @@ def gc(root: str, *, older_than: str = "7d", delete: bool = False) -> None:
         Remove what is listed.
     """
     opened, _ = run_root(root)
-    listed = []
+    listed, ages = [], []
     for item, age in clear_garbage(opened, seconds_of(older_than), delete):
         listed.append(item)
+        ages.append(age)
         print(
             f"{'removed' if delete else 'can go'} {item.rel}: {item.kind}, {item.files} files, "
             f"{size_text(item.bytes)}, {age_text(age)} old"
         )
-    print(garbage_sentence(listed, older_than, delete))
+    document = {
+        "root": opened.url,
+        "removed": delete,
+        "leftovers": [
+            {**asdict(item), "age_seconds": age} for item, age in zip(listed, ages, strict=True)
+        ],
+    }
+    return Answer(document, lambda: print(garbage_sentence(listed, older_than, delete)))
 
 
 def garbage_sentence(listed: Sequence[Garbage], older_than: str, delete: bool) -> str:
@@ -192,8 +218,8 @@ def size_text(count: float) -> str:
     return f"{tqdm.format_sizeof(count)}B"
 
 
-@storage.command
-def check(url: str) -> None:
+@command(storage, "diffmining storage check s3://bucket/mined")
+def check(url: str) -> Answer:
     """Try out what runs need of a place: a hidden folder is written there, and removed in the end.
 
     Parameters
@@ -205,13 +231,13 @@ def check(url: str) -> None:
     for finding in check_storage(url):
         findings.append(finding)
         print(f"{'ok' if finding.holds else 'NO':2}  {finding.name}: {finding.sentence}")
-    if failed := sum(not finding.holds for finding in findings):
-        print(f"{failed} of {len(findings)} do not hold at {url}.")
-        sys.exit(1)
-    print(f"All {len(findings)} hold: {url} can keep results.")
+    failed = sum(not finding.holds for finding in findings)
 
+    def say() -> None:
+        if failed:
+            print(f"{failed} of {len(findings)} do not hold at {url}.")
+        else:
+            print(f"All {len(findings)} hold: {url} can keep results.")
 
-def add_to(app: App) -> None:
-    """Add these commands to the command line."""
-    for command in (status, verify, gc, storage):
-        app.command(command)
+    document = {"url": url, "findings": [asdict(finding) for finding in findings]}
+    return Answer(document, say, status=1 if failed else 0)

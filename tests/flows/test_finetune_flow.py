@@ -8,6 +8,7 @@ import pytest
 
 from diffmining_core.errors import InputError
 from diffmining_core.models.files import model_digest
+from flows.answers import told_table
 from flows.finetune import dry_run, finetune
 from flows.parameters import FinetuneParameters, MineParameters
 
@@ -29,7 +30,7 @@ def test_the_flow_leaves_a_model_where_it_says(small: FinetuneParameters) -> Non
 
 
 def test_a_dry_run_says_what_it_would_cost_and_trains_nothing(small: FinetuneParameters) -> None:
-    table = dry_run(small)
+    table = told_table(dry_run(small))
     assert re.search(r"images +16\n", table)
     assert re.search(r"steps +6 of 2 images at 64 px", table)
     assert re.search(r"epochs +0\.75", table)

@@ -156,3 +156,28 @@ def test_check_of_a_place_that_lacks_something_ends_with_1(capsys: Output) -> No
     said = capsys.readouterr().out
     assert "NO  Conditional create: of 12 writers racing to create one file 12 were told" in said
     assert said.endswith("1 of 8 do not hold at last://place.\n")
+
+
+def test_all_of_it_can_be_had_as_json_with_what_is_said_elsewhere(
+    opened: Root, capsys: Output
+) -> None:
+    upkeep.verify(opened.url, as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["units"], found["files"], found["damaged"]) == (2, 2, [])
+    (value, _) = Path(opened.url).glob("typicality/*/attempt-*/maps/values")
+    value.write_bytes(b"half")
+    with pytest.raises(SystemExit) as ended:
+        upkeep.verify(opened.url, as_json=True)
+    assert ended.value.code == 1
+    said = capsys.readouterr()
+    assert [one["stage"] for one in json.loads(said.out)["damaged"]] == ["typicality"]
+    assert "damaged typicality/" in said.err
+
+    retract(opened, "typicality", UNITS[0].key)
+    upkeep.gc(opened.url, older_than="0s", as_json=True)
+    said = capsys.readouterr()
+    (left,) = json.loads(said.out)["leftovers"]
+    assert (left["kind"], left["stage"], left["files"]) == ("attempt", "typicality", 1)
+    assert "can go typicality/" in said.err
+    upkeep.check(opened.url, as_json=True)
+    assert all(one["holds"] for one in json.loads(capsys.readouterr().out)["findings"])
