@@ -36,7 +36,7 @@ from diffmining_core.report.digest import (
     started,
     write_pictures,
 )
-from diffmining_core.report.page import STATIC
+from diffmining_core.report.environment import STATIC
 from diffmining_core.report.pictures import crop
 from diffmining_core.report.source import (
     SHOWN_PER_CLUSTER,

@@ -1,4 +1,4 @@
-"""Patches of typicality maps: the highest, the lowest and random ones of each image."""
+"""Patches of typicality maps, the highest, lowest and random ones of each image, and its mean."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from diffmining_core.patches.scoring import ALGO, shard_patches, too_small
+from diffmining_core.patches.scoring import ALGO, image_typicality, shard_patches, too_small
 from diffmining_core.store.ledger import Attempt, finished, published
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import open_root
@@ -17,6 +17,7 @@ from tasks.units import Done, Failures, fill, stage_task
 
 STAGE = "patches"
 TABLE = "patches.parquet"
+IMAGES_TABLE = "images.parquet"
 
 
 def patches_unit(typicality_key: str, options: dict[str, Any]) -> Unit:
@@ -75,6 +76,7 @@ def shard_unit(
         maps = read_maps(opened, finished(opened, maps_stage, typicality_key))
         table = shard_patches(maps, **options)
         attempt.write_table(TABLE, table)
+        attempt.write_table(IMAGES_TABLE, image_typicality(maps))
         attempt.counts["maps"] = len(maps.image_id)
         attempt.counts["patches"] = table.num_rows
         attempt.counts["too_small"] = len(too_small(maps, options["cell"], options["size"]))

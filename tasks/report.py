@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,21 @@ from diffmining_core.clusters.kmeans import cluster_summary
 from diffmining_core.images.pixels import load_pixels
 from diffmining_core.report import ALGO
 from diffmining_core.report.page import render_index, write_site
-from diffmining_core.report.source import Losses, SiteSource
+from diffmining_core.report.ranking import rank_images
+from diffmining_core.report.source import Losses, PatchFeatures, SiteSource, shown_pairs
 from diffmining_core.report.study_page import StudyPage, render_study_page, write_study_page
 from diffmining_core.results.references import RESULTS, Results
+from diffmining_core.results.spool import Pair, SpooledMaps
 from diffmining_core.store.ledger import Attempt, finished, read_bytes
+from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
-from tasks import finetune, typicality
+from tasks import clusters, finetune, typicality
+from tasks.features import feature_matrix, label_features
 from tasks.index import set_aside_rows
-from tasks.results import current_clusters, maps_of, selected_pairs
-from tasks.selection import selected
+from tasks.progress import Progress
+from tasks.results import current_clusters
+from tasks.selection import image_typicality, selected
 from tasks.signs import found_signs, sign_picture
 from tasks.units import Done, fill, stage_task
 
@@ -69,9 +74,10 @@ def report(
     opened = open_root(root)
 
     def produce(attempt: Attempt) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            source = site_source(opened, title, results, facts, truth, signs)
-            write_site(source, Path(folder))
+        with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as aside:
+            source = site_source(opened, title, results, facts, truth, signs, Path(aside))
+            with Progress(STAGE, len(source.labels), "labels") as progress:
+                write_site(source, Path(folder), progress.advance)
             attempt.write_folder(Path(folder))
             attempt.write_bytes(ROOT_PAGE, render_index(source, PLACE).encode())
         attempt.write_json(RESULTS, asdict(results))
@@ -103,15 +109,24 @@ def site_source(
     results: Results,
     facts: Mapping[str, Any],
     truth: Mapping[str, Any] | None,
-    signs: str | None = None,
+    signs: str | None,
+    aside: Path,
 ) -> SiteSource:
-    """All that the page is drawn from, the maps only of images that it may show."""
+    """All that the page is drawn from.
+
+    The maps of images that it may show, and the table of all images, are put into the folder
+    `aside`, which stays as long as the source is used.
+    """
     selection = selected(root, results.selection)
     before = selected(root, results.selection_before) if results.selection_before else None
-    clusters = current_clusters(root, results)
-    shown = selected_pairs([selection] if before is None else [selection, before])
-    after_maps = maps_of(root, results.typicality, shown)
-    before_maps = maps_of(root, results.typicality_before, shown)
+    clustered = current_clusters(root, results)
+    ranking = rank_images(
+        image_typicality(root, results.selection, results.dataset), aside / "images.parquet"
+    )
+    shown = shown_pairs(selection, before, clustered, ranking)
+    after_maps = spooled(root, results.typicality, aside / "after.maps", shown)
+    before_maps = spooled(root, results.typicality_before, aside / "before.maps", shown)
+    features = features_of_labels(root, results)
     set_aside = list(set_aside_rows(root, results.dataset))
     set_aside += typicality.set_aside_images(root, results.dataset, results.typicality)
     return SiteSource(
@@ -119,8 +134,8 @@ def site_source(
         images=results.images,
         labels=sorted({label for shard in results.dataset for label, _ in shard.labels}),
         selection=selection,
-        clusters=clusters,
-        cluster_summary=cluster_summary(clusters),
+        clusters=clustered,
+        cluster_summary=cluster_summary(clustered),
         set_aside=pa.table(
             {
                 "uri": pa.array([uri for uri, _ in set_aside], pa.string()),
@@ -137,7 +152,28 @@ def site_source(
         preview=finetune.last_preview(root.url, results.finetune) if results.finetune else None,
         signs=found_signs(root.url, signs) if signs else (),
         sign_picture=(lambda name: sign_picture(root, signs, name)) if signs else None,
+        ranking=ranking,
+        features=lambda label: patch_features(root, features[label]) if label in features else None,
     )
+
+
+def spooled(root: Root, keys: Sequence[str], path: Path, wanted: set[Pair]) -> SpooledMaps:
+    """The wanted maps of these units, in the file `path`."""
+    units = (read_maps(root, finished(root, typicality.STAGE, key)) for key in keys)
+    return SpooledMaps(path, units, wanted)
+
+
+def features_of_labels(root: Root, results: Results) -> dict[str, str]:
+    """The key of the features that each label's clusters were made from."""
+    return {label: finished(root, clusters.STAGE, key).inputs[0] for label, key in results.clusters}
+
+
+def patch_features(root: Root, key: str) -> PatchFeatures:
+    """The features of a label's highest patches."""
+    table = label_features(root, key)
+    columns = (table.column(name).to_pylist() for name in ("image_id", "y", "x"))
+    places = {place: row for row, place in enumerate(zip(*columns, strict=True))}
+    return PatchFeatures(places, feature_matrix(table))
 
 
 def training_losses(root: str, key: str) -> Losses:

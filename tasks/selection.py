@@ -123,6 +123,21 @@ def _uris(root: Root, shard: Shard) -> dict[Image, str]:
     return {(image.image_id, image.label): image.uri for image in images}
 
 
+def image_typicality(root: Root, key: str, dataset: Sequence[Shard]) -> Iterator[pa.Table]:
+    """The mean typicality of every image behind a selection, a table for each of its shards.
+
+    Columns image_id, label, uri, typicality; images that have left the dataset have no row.
+    """
+    parts = _parts(finished(root, STAGE, key))
+    for shard in dataset:
+        manifest = finished(root, patches.STAGE, parts[shard.key].patches_key)
+        table = read_table(root, manifest, patches.IMAGES_TABLE)
+        uris = _uris(root, shard)
+        pairs = zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True)
+        places = pa.array([uris.get(pair) for pair in pairs], pa.string())
+        yield table.append_column("uri", places).filter(pc.is_valid(places))
+
+
 def _write(attempt: Attempt, ranked: pa.Table) -> None:
     table = ranked.select(SELECTION_SCHEMA.names)
     attempt.write_table(TABLE, table)

@@ -31,6 +31,7 @@ CLUSTER_SUMMARY_SCHEMA = pa.schema(
         ("median_typicality", pa.float32()),
         ("min_typicality", pa.float32()),
         ("max_typicality", pa.float32()),
+        ("spread", pa.float32()),  # of the members' typicality: third quartile less first
     ]
 )
 
@@ -149,7 +150,9 @@ def cluster_summary(clusters: pa.Table) -> pa.Table:
     rows = []
     for name, rank in dict.fromkeys(zip(label, cluster, strict=True)):
         values = typicality[(label == name) & (cluster == rank)]
-        rows.append((name, rank, len(values), np.median(values), values.min(), values.max()))
+        first, third = np.quantile(values, (0.25, 0.75))
+        ends = (values.min(), values.max())
+        rows.append((name, rank, len(values), np.median(values), *ends, third - first))
     columns = zip(*rows, strict=True) if rows else [()] * len(CLUSTER_SUMMARY_SCHEMA)
     return pa.table(
         [

@@ -1,4 +1,4 @@
-"""From typicality maps to non-overlapping patches of each image.
+"""From typicality maps to non-overlapping patches of each image, and to its mean typicality.
 
 The score of a k×k window is the mean of the bilinearly upsampled map under it. Upsampling and
 averaging are both linear and separable, so the scores of all windows are one small matrix product
@@ -20,7 +20,7 @@ from diffmining_core.errors import InputError
 if TYPE_CHECKING:
     from diffmining_core.store.maps import RaggedMaps
 
-ALGO = "patches-1"
+ALGO = "patches-2"
 
 HIGHEST, LOWEST, RANDOM = "highest", "lowest", "random"
 KINDS = (HIGHEST, LOWEST, RANDOM)
@@ -35,6 +35,14 @@ PATCH_SCHEMA = pa.schema(
         ("x", pa.int32()),
         ("size", pa.int32()),  # side of the patch, pixels
         ("typicality", pa.float32()),  # mean of the upsampled map over the patch
+    ]
+)
+
+IMAGE_SCHEMA = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("label", pa.string()),
+        ("typicality", pa.float32()),  # mean of the whole map
     ]
 )
 
@@ -208,6 +216,15 @@ def shard_patches(maps: RaggedMaps, cell: int, size: int, per_image: int, seed: 
         "typicality": typicality,
     }
     return pa.table(columns, schema=PATCH_SCHEMA)
+
+
+def image_typicality(maps: RaggedMaps) -> pa.Table:
+    """The mean typicality (IMAGE_SCHEMA) of each whole image of a shard, in their order.
+
+    Summed in float64, so that it does not depend on how the maps lie.
+    """
+    means = [float(maps.map(i).mean(dtype=np.float64)) for i in range(len(maps.image_id))]
+    return pa.table([maps.image_id, maps.label, means], schema=IMAGE_SCHEMA)
 
 
 def _check_finite(maps: RaggedMaps) -> None:

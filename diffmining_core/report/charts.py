@@ -219,6 +219,59 @@ def _apart(wanted: Mapping[str, float]) -> dict[str, float]:
     return placed
 
 
+@dataclass(frozen=True)
+class HistogramChart:
+    """How often values fall where: bars as (x, y, width, height, whether above 0) in px.
+
+    x_ticks: (px, text). zero: x of 0, None where it is not among the values.
+    """
+
+    bars: list[tuple[float, float, float, float, bool]]
+    x_ticks: list[tuple[float, str]]
+    zero: float | None
+    width: int = WIDTH
+    height: int = 150
+    left: int = 4
+    right: int = WIDTH - 4
+    bottom: int = 122
+
+
+def histogram_chart(values: Sequence[float], unit: float = 1.0) -> HistogramChart:
+    """Counts of values in equal bins, of which none straddles 0; ticks in units of `unit`.
+
+    A value far from all others would leave the rest one bar: what lies further from the quartiles
+    than five times their distance is counted in the last bin of its side.
+    """
+    scaled = np.asarray(values, np.float64) / unit
+    first, third = np.quantile(scaled, (0.25, 0.75))
+    reach = 5 * (third - first) or 1.0
+    low = max(float(scaled.min()), float(first - reach))
+    high = min(float(scaled.max()), float(third + reach))
+    bins = int(min(max(np.sqrt(len(scaled)) * 2, 8), 48))
+    step = (high - low) / bins or 1.0
+    edges = step * np.arange(math.floor(low / step), math.floor(high / step) + 2)
+    lowest, highest = float(edges[0]), float(edges[-1])
+    counts, _ = np.histogram(np.clip(scaled, lowest, highest), edges)
+    chart = HistogramChart([], [], None)
+    across, down = chart.right - chart.left, chart.bottom - 6
+
+    def x(value: float) -> float:
+        return round(chart.left + (value - lowest) / (highest - lowest) * across, 1)
+
+    tallest = counts.max()
+    bars = []
+    for edge, count in zip(edges[:-1].tolist(), counts.tolist(), strict=True):
+        tall, wide = round(down * count / tallest, 1), round(x(edge + step) - x(edge), 1)
+        if count:
+            bars.append((x(edge), round(chart.bottom - tall, 1), wide, tall, edge > -step / 2))
+    ticks = _round_ticks(lowest, highest, 6)
+    return HistogramChart(
+        bars,
+        x_ticks=[(x(tick), f"{tick:.3g}".replace("-", "−")) for tick in ticks],
+        zero=x(0.0) if lowest <= 0 <= highest else None,
+    )
+
+
 STRIP_HEIGHT = 22
 """px of one strip of dots."""
 _STRIP_DOTS = 200

@@ -16,9 +16,9 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 
 from diffmining_core.report import figures
+from diffmining_core.report.environment import environment
 from diffmining_core.report.escaping import markdown_text
 from diffmining_core.report.figures import Tile
-from diffmining_core.report.page import environment
 from diffmining_core.report.pictures import save_sprite
 from diffmining_core.report.source import SMALL_CLUSTER
 

@@ -24,7 +24,7 @@ LABELS_PER_SHEET = 24
 
 _TILE = 96  # px of a patch in a figure
 _COVER_TILE, _COVER_GAP = 80, 4
-_SPRITE_COLUMNS, _SPRITE_GUTTER, _SPRITE_TILE_MAX = 20, 2, 128
+_SPRITE_COLUMNS, _SPRITE_GUTTER, _SPRITE_TILE = 20, 2, 128
 _INK, _MUTED, _PAPER = (26, 26, 24), (112, 110, 104), (255, 255, 255)
 _MARGIN = 40
 _SMALL_COLOURS = 96
@@ -45,12 +45,12 @@ class Sprite:
         return column * step + _SPRITE_GUTTER, row * step + _SPRITE_GUTTER
 
 
-def sprite(tiles: Sequence[Tile]) -> Sprite:
-    """All tiles in one picture, each with its own border repeated around it.
+def sprite(tiles: Sequence[Tile], largest: int = _SPRITE_TILE) -> Sprite:
+    """All tiles, at most `largest` px, in one picture, each with its border repeated around it.
 
     The repeated border keeps a neighbour's colours out when a browser smooths an enlarged tile.
     """
-    side = min(max((len(tile) for tile in tiles), default=1), _SPRITE_TILE_MAX)
+    side = min(max((len(tile) for tile in tiles), default=1), largest)
     step = side + 2 * _SPRITE_GUTTER
     rows = -(-len(tiles) // _SPRITE_COLUMNS)
     sheet = Image.new("RGB", (min(len(tiles), _SPRITE_COLUMNS) * step or 1, rows * step or 1))

@@ -24,10 +24,11 @@ from diffmining_core.localization.findings import (
     sides,
 )
 from diffmining_core.report.charts import StripPlot, strip_plot
+from diffmining_core.report.environment import STATIC, environment
 from diffmining_core.report.escaping import markdown_text
 from diffmining_core.report.outlines import outlined
 from diffmining_core.report.overlays import label_scale, overlay, smoothed
-from diffmining_core.report.page import STATIC, environment, fact_groups
+from diffmining_core.report.page import fact_groups
 from diffmining_core.report.pictures import save_webp
 from diffmining_core.report.source import label_slugs
 

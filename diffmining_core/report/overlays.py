@@ -15,7 +15,7 @@ from PIL import Image
 # From next to zero to the end of the scale; readable with red-green blindness.
 _WARM = np.array([[255, 196, 120], [247, 118, 52], [196, 22, 42]], dtype=np.float64)
 _COOL = np.array([[150, 205, 245], [52, 138, 219], [22, 58, 150]], dtype=np.float64)
-_PIXELS_PER_CELL = 4  # the browser's own smoothing does the rest
+PIXELS_PER_CELL = 4  # the browser's own smoothing does the rest
 _SCALE_QUANTILE = 0.99
 
 
@@ -31,14 +31,17 @@ def label_scale(maps: Iterable[NDArray[np.float32]]) -> float:
     return scale if scale > 0 else 1.0
 
 
-def overlay(typicality: NDArray[np.float32], scale: float) -> Image.Image:
-    """The map [h, w], upsampled bilinearly (`align_corners=False`) and coloured: RGBA [4h, 4w].
+def overlay(
+    typicality: NDArray[np.float32], scale: float, pixels: int = PIXELS_PER_CELL
+) -> Image.Image:
+    """The map [h, w], upsampled bilinearly (`align_corners=False`) and coloured: RGBA.
 
-    Colour and opacity grow with |typicality| up to `scale`.
+    Each position becomes `pixels` × `pixels` px. Colour and opacity grow with |typicality| up to
+    `scale`.
     """
     height, width = typicality.shape
     larger = Image.fromarray(typicality.astype(np.float32)).resize(
-        (width * _PIXELS_PER_CELL, height * _PIXELS_PER_CELL), Image.Resampling.BILINEAR
+        (width * pixels, height * pixels), Image.Resampling.BILINEAR
     )
     return Image.fromarray(diverging_colours(np.asarray(larger) / scale))
 

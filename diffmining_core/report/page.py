@@ -9,78 +9,104 @@ from __future__ import annotations
 
 import io
 import json
-import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from numpy.typing import NDArray
 from PIL import Image
 
 from diffmining_core.report import figures
 from diffmining_core.report.charts import LossChart, bin_chart, loss_chart
-from diffmining_core.report.figures import Sprite, Tile
+from diffmining_core.report.environment import STATIC, environment
+from diffmining_core.report.figures import Tile
+from diffmining_core.report.label_page import Site, patch_count, purity, write_label
+from diffmining_core.report.likeness import ClusterLikeness, cluster_likeness
 from diffmining_core.report.overlays import colour_bar
-from diffmining_core.report.pictures import (
-    LabelPictures,
-    Place,
-    save_sprite,
-    strip_tiles,
-    write_label_pictures,
-)
+from diffmining_core.report.pictures import picture_sizes
+from diffmining_core.report.score_unit import ScoreUnit
 from diffmining_core.report.source import (
     KINDS,
-    SHOWN_PER_CLUSTER,
-    SMALL_CLUSTER,
-    Cluster,
     Losses,
-    Patch,
     SiteSource,
     best_rows,
-    label_clusters,
-    label_patches,
     label_slugs,
 )
 from diffmining_core.signs import Sign
 
-_STRIP_ALONE, _STRIP_BESIDE = 12, 6  # patches in a strip without and with one before finetuning
 _SET_ASIDE_SHOWN = 100
 _SIGNS_SHOWN = 2  # of one name; the others fold away
-_AFTER, _BEFORE = "After finetuning", "Before finetuning"
-_HERE = Path(__file__).parent
-STATIC = _HERE / "static"
 PREVIEW = "figures/generated.png"
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_SEARCH_FROM = 9  # labels that are not seen at one glance
 
 
-def write_site(source: SiteSource, folder: Path) -> None:
-    """Write the whole site into `folder`: `index.html` and all that it links to."""
+def write_site(
+    source: SiteSource, folder: Path, advance: Callable[[], object] = lambda: None
+) -> None:
+    """Write the whole site into `folder`: `index.html` and all that it links to.
+
+    advance is called after each label.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for part in ("labels", "figures", "data"):
         (folder / part).mkdir(exist_ok=True)
     shutil.copytree(STATIC, folder / "static", dirs_exist_ok=True)
     colour_bar().save(folder / "static" / "colour-bar.webp", "WEBP", lossless=True)
-    slugs = label_slugs(source.labels)
-    unit = _score_unit(source)
+    site = Site(
+        source=source,
+        folder=folder,
+        slugs=label_slugs(source.labels),
+        unit=ScoreUnit.of(source.selection["typicality"]),
+        sizes=picture_sizes(len(source.labels)),
+        alike=_cluster_likeness(source),
+    )
     sheets = _sheet_names(source)
     at_a_glance: list[tuple[str, list[list[Tile]]]] = []
     for label in source.labels:
-        at_a_glance.append((label, _write_label(source, label, slugs, unit, folder)))
+        at_a_glance.append((label, write_label(site, label)))
         if len(at_a_glance) == figures.LABELS_PER_SHEET or label == source.labels[-1]:
-            sheet = figures.overview_figure(source.title, at_a_glance)
-            sheet.save(folder / "figures" / sheets.pop(0))
+            if sheets:
+                sheet = figures.overview_figure(source.title, at_a_glance)
+                sheet.save(folder / "figures" / sheets.pop(0))
             at_a_glance.clear()
+        advance()
     _write_numbers(source, folder / "data")
     _write_sign_pictures(source, folder / "signs")
     if source.preview:
         (folder / PREVIEW).write_bytes(source.preview[1])
     (folder / "index.html").write_text(render_index(source, ""), encoding="utf-8")
+    compare = (
+        environment()
+        .get_template("compare.html")
+        .render(root="", title=source.title, labels=_label_links(source))
+    )
+    (folder / "compare.html").write_text(compare, encoding="utf-8")
+
+
+def _cluster_likeness(source: SiteSource) -> ClusterLikeness | None:
+    """Which clusters of all labels look alike, read one label at a time."""
+    features_of = source.features
+    if features_of is None:
+        return None
+
+    def labels() -> Iterator[tuple[str, list[int], NDArray[np.float32]]]:
+        for label in source.labels:
+            if (features := features_of(label)) is not None:
+                rows = source.clusters.filter(pc.equal(source.clusters["label"], label))
+                columns = (rows[name].to_pylist() for name in ("image_id", "y", "x"))
+                yield label, rows["cluster"].to_pylist(), features.of(zip(*columns, strict=True))
+
+    return cluster_likeness(labels())
+
+
+def _label_links(source: SiteSource) -> list[tuple[str, str]]:
+    """Each label and the file name of its page, without the suffix."""
+    return list(label_slugs(source.labels).items())
 
 
 def render_index(source: SiteSource, prefix: str) -> str:
@@ -107,7 +133,9 @@ def render_index(source: SiteSource, prefix: str) -> str:
             set_aside=set_aside,
             set_aside_count=source.set_aside.num_rows,
             sheets=_sheet_names(source),
-            tables=_tables(source),
+            tables=[*_tables(source), *(["images.parquet"] if source.ranking else [])],
+            unit=ScoreUnit.of(source.selection["typicality"]),
+            search=len(source.labels) >= _SEARCH_FROM,
         )
     )
 
@@ -198,218 +226,6 @@ def _loss_chart(losses: Losses | None) -> LossChart | None:
     return loss_chart(losses.training, losses.held_out, losses.seen)
 
 
-@dataclass(frozen=True)
-class ScoreUnit:
-    """Typicality is small; the page writes it in units of a power of ten."""
-
-    exponent: int
-
-    @classmethod
-    def of(cls, values: pa.ChunkedArray) -> ScoreUnit:
-        """The power of ten of the largest of the values; ones for what is read well as it is."""
-        largest = pc.max(pc.abs(values)).as_py() or 1.0
-        exponent = math.floor(math.log10(largest))
-        return cls(exponent if exponent < -1 or exponent > 2 else 0)
-
-    def text(self, typicality: float) -> str:
-        """The typicality in this unit, signed."""
-        return f"{typicality / 10.0**self.exponent:+.2f}".replace("-", "−")
-
-    @property
-    def power(self) -> str:
-        """The unit itself, such as "10⁻³"; nothing for ones."""
-        return f"10{str(self.exponent).translate(_SUPERSCRIPTS)}" if self.exponent else ""
-
-    @property
-    def name(self) -> str:
-        """The unit behind a number, such as "×10⁻³"; nothing for ones."""
-        return f"×{self.power}" if self.exponent else ""
-
-
-def _score_unit(source: SiteSource) -> ScoreUnit:
-    """One unit for all pages, from the typicality of all patches."""
-    return ScoreUnit.of(source.selection["typicality"])
-
-
-def _write_label(
-    source: SiteSource, label: str, slugs: Mapping[str, str], unit: ScoreUnit, folder: Path
-) -> list[list[Tile]]:
-    """Write a label's page, pictures and figures; return its patches at a glance."""
-    slug = slugs[label]
-    own_folder = folder / "labels" / slug
-    own_folder.mkdir(exist_ok=True)
-    clusters = label_clusters(source, label)
-    glance = best_rows(source, label, figures.COVER_ROWS, figures.COVER_COLUMNS)
-    strips, tiles = _strips(source, label)
-    patches = [patch for columns in strips.values() for row in columns.values() for patch in row]
-    patches += [patch for cluster in clusters for patch in cluster.patches]
-    patches += [patch for row in glance for patch in row]
-    pictures = write_label_pictures(source, label, slug, patches, tiles, folder)
-
-    def tiles_of(row: Sequence[Patch]) -> list[Tile]:
-        return [tiles[patch.place] for patch in row]
-
-    sprite = figures.sprite(list(tiles.values()))
-    save_sprite(sprite.image, own_folder / "patches.webp")
-    if glance:
-        save_sprite(figures.cover([tiles_of(row) for row in glance]), own_folder / "cover.webp")
-    figure_names = _write_figures(
-        folder / "figures",
-        slug,
-        [tiles_of(cluster.patches) for cluster in clusters if not cluster.is_small],
-        {
-            column: {kind: tiles_of(row[: figures.FIGURE_COLUMNS]) for kind, row in rows.items()}
-            for column, rows in strips.items()
-        },
-    )
-    view = _PatchView(unit, sprite, list(tiles), list(pictures.images))
-    page = (
-        environment()
-        .get_template("label.html")
-        .render(
-            root="../",
-            title=source.title,
-            label=label,
-            slug=slug,
-            neighbours=_neighbours(source.labels, label, slugs),
-            patch_count=source.selection.filter(_is_highest_of(source, label)).num_rows,
-            unit=unit,
-            sprite=view.sprite_facts(),
-            strips=_strip_views(strips, view),
-            columns=list(strips),
-            clusters=_cluster_views(clusters, view, _purity(source, label)),
-            small_cluster=SMALL_CLUSTER,
-            shown_per_cluster=SHOWN_PER_CLUSTER,
-            page_data=_page_data(label, pictures, unit),
-            figures=figure_names,
-        )
-    )
-    (folder / "labels" / f"{slug}.html").write_text(page, encoding="utf-8")
-    return [tiles_of(row) for row in glance]
-
-
-def _strips(
-    source: SiteSource, label: str
-) -> tuple[dict[str, dict[str, list[Patch]]], dict[Place, Tile]]:
-    """Patches as {column: {kind: row}}, before finetuning first, and their pixels."""
-    columns = {_AFTER: source.selection}
-    if source.before is not None:
-        columns = {_BEFORE: source.before, **columns}
-    count = _STRIP_ALONE if len(columns) == 1 else _STRIP_BESIDE
-    strips: dict[str, dict[str, list[Patch]]] = {}
-    tiles: dict[Place, Tile] = {}
-    for column, selection in columns.items():
-        strips[column] = {}
-        for kind in KINDS:
-            shown = strip_tiles(source, label_patches(selection, label, kind), count)
-            strips[column][kind.capitalize()] = list(shown)
-            tiles.update({patch.place: tile for patch, tile in shown.items()})
-    return strips, tiles
-
-
-def _write_figures(
-    folder: Path,
-    slug: str,
-    clusters: Sequence[Sequence[Tile]],
-    strips: Mapping[str, Mapping[str, Sequence[Tile]]],
-) -> dict[str, str]:
-    """Write the label's figures; {what it shows: file name}."""
-    drawn: dict[str, tuple[str, Image.Image]] = {
-        "Strips": (f"{slug}-strips.png", figures.strips_figure(strips))
-    }
-    if clusters:
-        drawn["Clusters"] = (f"{slug}-clusters.png", figures.cluster_figure(clusters))
-    for name, picture in drawn.values():
-        picture.save(folder / name)
-    return {what: name for what, (name, _) in drawn.items()}
-
-
-class _PatchView:
-    """Turns a patch into what its place in the page needs."""
-
-    def __init__(
-        self, unit: ScoreUnit, sprite: Sprite, places: Sequence[Place], image_ids: Sequence[str]
-    ) -> None:
-        self.unit = unit
-        self.sprite = sprite
-        self.tile_index = {place: index for index, place in enumerate(places)}
-        self.image_index = {image_id: index for index, image_id in enumerate(image_ids)}
-
-    def row(self, name: str, patches: Sequence[Patch]) -> dict[str, Any]:
-        """A row with its name and patches."""
-        return {"name": name, "patches": [self._patch(patch) for patch in patches]}
-
-    def sprite_facts(self) -> dict[str, int]:
-        """Size of the sprite and of a patch in it, px."""
-        width, height = self.sprite.image.size
-        return {"width": width, "height": height, "tile": self.sprite.tile}
-
-    def _patch(self, patch: Patch) -> dict[str, Any]:
-        x, y = self.sprite.corner(self.tile_index[patch.place])
-        return {
-            "x": x,
-            "y": y,
-            "image": self.image_index[patch.image_id],
-            "box": f"{patch.y} {patch.x} {patch.size}",
-            "score": self.unit.text(patch.typicality),
-            "image_name": patch.image_name,
-        }
-
-
-def _strip_views(
-    strips: Mapping[str, Mapping[str, Sequence[Patch]]], view: _PatchView
-) -> list[dict[str, Any]]:
-    """For each kind, its strips side by side."""
-    first = next(iter(strips.values()))
-    views = []
-    for kind in first:
-        rows = []
-        for column, of_kind in strips.items():
-            name = kind if len(strips) == 1 else f"{kind}, {column[0].lower()}{column[1:]}"
-            rows.append({**view.row(name, of_kind[kind]), "column": column})
-        views.append({"kind": kind, "rows": rows})
-    return views
-
-
-def _cluster_views(
-    clusters: Sequence[Cluster], view: _PatchView, purity: Sequence[float]
-) -> list[dict[str, Any]]:
-    largest = max((abs(cluster.median_typicality) for cluster in clusters), default=0) or 1.0
-    return [
-        {
-            **view.row(f"Cluster {cluster.rank + 1}", cluster.patches),
-            "number": cluster.rank + 1,
-            "members": cluster.members,
-            "median": view.unit.text(cluster.median_typicality),
-            "share": round(100 * max(cluster.median_typicality, 0) / largest, 1),
-            "purity": purity[cluster.rank] if cluster.rank < len(purity) else None,
-            "is_small": cluster.is_small,
-        }
-        for cluster in clusters
-    ]
-
-
-def _page_data(label: str, pictures: LabelPictures, unit: ScoreUnit) -> dict[str, Any]:
-    """What the script needs to show an image: paths from the label's page, sizes in px."""
-    return {
-        "label": label,
-        "unit": unit.name,
-        "scale": unit.text(pictures.scale).lstrip("+"),
-        "images": [
-            {
-                "id": image.image_id,
-                "name": image.name,
-                "width": image.width,
-                "height": image.height,
-                "source": f"../{image.source}",
-                "overlay": f"../{image.overlay}",
-                "before": f"../{image.overlay_before}" if image.overlay_before else None,
-            }
-            for image in pictures.images.values()
-        ],
-    }
-
-
 def _card(source: SiteSource, label: str, slug: str) -> dict[str, Any]:
     """A label's entry in the overview."""
     glance = best_rows(source, label, figures.COVER_ROWS, figures.COVER_COLUMNS)
@@ -421,29 +237,26 @@ def _card(source: SiteSource, label: str, slug: str) -> dict[str, Any]:
         "cover_width": width,
         "cover_height": height,
         "clusters": pc.sum(pc.equal(source.cluster_summary["label"], label)).as_py() or 0,
-        "patches": pc.sum(_is_highest_of(source, label)).as_py() or 0,
-        "purity": next(iter(_purity(source, label)), None),
+        "patches": patch_count(source, label),
+        "images": image_count(source, label),
+        "typicality": best_typicality(source, label),
+        "purity": next(iter(purity(source, label)), None),
     }
 
 
-def _is_highest_of(source: SiteSource, label: str) -> Any:
-    return pc.and_(
-        pc.equal(source.selection["label"], label), pc.equal(source.selection["kind"], "highest")
-    )
+def image_count(source: SiteSource, label: str) -> int | None:
+    """The images measured under a label, None where they are not ranked."""
+    if source.ranking is None:
+        return None
+    return len(of_label.typicality) if (of_label := source.ranking.of_label.get(label)) else 0
 
 
-def _purity(source: SiteSource, label: str) -> list[float]:
-    """Share of each top cluster's members that show one planted element; empty without truth."""
-    return list((source.truth or {}).get("cluster_purity", {}).get(label, []))
-
-
-def _neighbours(
-    labels: Sequence[str], label: str, slugs: Mapping[str, str]
-) -> list[tuple[str, str] | None]:
-    """(label, page) before and after this one in the overview."""
-    at = list(labels).index(label)
-    sides = [labels[at - 1] if at else None, labels[at + 1] if at + 1 < len(labels) else None]
-    return [(side, f"{slugs[side]}.html") if side is not None else None for side in sides]
+def best_typicality(source: SiteSource, label: str) -> float | None:
+    """The median typicality of a label's first cluster, None where it has none."""
+    summary = source.cluster_summary
+    of_label = summary.filter(pc.equal(summary["label"], label))
+    best: float | None = pc.max(of_label["median_typicality"]).as_py()
+    return best
 
 
 def _counts(source: SiteSource) -> dict[str, int]:
@@ -468,6 +281,8 @@ def _truth(truth: Mapping[str, Any] | None) -> dict[str, list[tuple[str, float]]
 
 
 def _sheet_names(source: SiteSource) -> list[str]:
+    if not picture_sizes(len(source.labels)).figures:
+        return []
     sheets = -(-len(source.labels) // figures.LABELS_PER_SHEET)
     return ["overview.png", *(f"overview-{number}.png" for number in range(2, sheets + 1))][:sheets]
 
@@ -488,6 +303,8 @@ def _tables(source: SiteSource) -> dict[str, Any]:
 def _write_numbers(source: SiteSource, folder: Path) -> None:
     for name, table in _tables(source).items():
         pq.write_table(table, folder / name, compression="zstd")
+    if source.ranking:
+        shutil.copyfile(source.ranking.table, folder / "images.parquet")
     slugs = label_slugs(source.labels)
     summary = {
         "title": source.title,
@@ -543,17 +360,3 @@ def _fact_text(fact: Any) -> str:
 def _heading(name: str) -> str:
     words = name.replace("_", " ")
     return words[:1].upper() + words[1:]
-
-
-def environment() -> Environment:
-    """The templates of all pages, which escape what they are given."""
-    environment = Environment(
-        loader=FileSystemLoader(_HERE / "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = lambda share: f"{100 * share:.0f} %"
-    environment.filters["count"] = lambda number: f"{number:,}"
-    return environment

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from diffmining_core.clusters.joint import joint_summary
 from diffmining_core.clusters.trend import Movement, mean_patch, movements
+from diffmining_core.report.environment import STATIC, environment
 from diffmining_core.report.escaping import markdown_text
 from diffmining_core.report.figures import Tile
-from diffmining_core.report.page import STATIC, ScoreUnit, environment, fact_groups
+from diffmining_core.report.page import fact_groups
 from diffmining_core.report.parallel_figures import FigureRow, Sheet, labels_figure
 from diffmining_core.report.pictures import crop, save_sprite
+from diffmining_core.report.score_unit import ScoreUnit
 from diffmining_core.report.source import SMALL_CLUSTER, Patch
 
 ROWS = 6

@@ -8,33 +8,61 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from diffmining_core.errors import InputError
+from diffmining_core.images.ahead import in_order
+from diffmining_core.report import figures
 from diffmining_core.report.figures import Tile
-from diffmining_core.report.overlays import label_scale, overlay
-from diffmining_core.report.source import Patch, SiteSource
+from diffmining_core.report.overlays import PIXELS_PER_CELL, label_scale, overlay
+from diffmining_core.report.ranking import Ranked
+from diffmining_core.report.source import SHOWN_PER_CLUSTER, STRIP_REACH, Patch, SiteSource
 
 Place = tuple[str, int, int, int]
 Maps = dict[str, NDArray[np.float32]]
 
-_SOURCE_SIDE = 768  # px, the longer side of a source image on the page at most
-_THREADS = 4
-_AHEAD = 8  # images decoded before they are asked for
 _DARKEST, _BRIGHTEST = 30, 225  # mean grey of a patch that a strip shows
-_TRIED_PER_SHOWN = 8
+_IMAGE_TILE = 128  # px of a whole image in a row
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+
+@dataclass(frozen=True)
+class PictureSizes:
+    """How large and how many the pictures of a site are; qualities are WebP's, from 0 to 100.
+
+    per_cluster: patches shown. tile: px of a patch at most. source: px of the longer side of a
+    source image at most. overlay: px of one position of a map. figures: whether each label has
+    them, which are large.
+    """
+
+    per_cluster: int
+    tile: int
+    tile_quality: int
+    source: int
+    source_quality: int
+    overlay: int
+    overlay_quality: int
+    figures: bool
+
+
+_SIZES = (
+    (24, PictureSizes(SHOWN_PER_CLUSTER, 128, 88, 768, 82, PIXELS_PER_CELL, 60, figures=True)),
+    (100, PictureSizes(8, 96, 80, 448, 60, 2, 50, figures=True)),
+)
+_SMALL = PictureSizes(6, 64, 65, 256, 40, 1, 40, figures=False)
+
+
+def picture_sizes(labels: int) -> PictureSizes:
+    """The more labels, the smaller their pictures: a site of 365 stays below 500 MB.
+
+    `python -m benchmarks.gallery` measures it.
+    """
+    return next((sizes for most, sizes in _SIZES if labels <= most), _SMALL)
 
 
 @dataclass(frozen=True)
@@ -43,6 +71,7 @@ class ShownImage:
 
     image_id: str
     name: str
+    uri: str
     height: int
     width: int
     source: str
@@ -65,13 +94,28 @@ def strip_tiles(source: SiteSource, ranked: Sequence[Patch], count: int) -> dict
     def read(patch: Patch) -> Tile:
         return crop(source.load_pixels(patch.uri), patch)
 
-    for patch, tile in _in_order(read, ranked[: count * _TRIED_PER_SHOWN]):
+    for patch, tile in in_order(read, ranked[:STRIP_REACH]):
         if len(shown) == count:
             break
         grey = float(np.asarray(Image.fromarray(tile).convert("L")).mean())
         if _DARKEST <= grey <= _BRIGHTEST:
             shown[patch] = tile
     return shown
+
+
+def image_tiles(source: SiteSource, ranked: Sequence[Ranked]) -> dict[Patch, Tile]:
+    """The middle square of each of these images, in order."""
+
+    def read(image: Ranked) -> tuple[Patch, Tile]:
+        typicality, image_id, uri = image
+        pixels = source.load_pixels(uri)
+        height, width = pixels.shape[:2]
+        side = min(height, width)
+        y, x = (height - side) // 2, (width - side) // 2
+        patch = Patch(image_id, uri, y, x, side, typicality, is_image=True)
+        return patch, figures.fitted(crop(pixels, patch), min(side, _IMAGE_TILE))
+
+    return dict(shown for _, shown in in_order(read, ranked))
 
 
 def write_label_pictures(
@@ -81,6 +125,7 @@ def write_label_pictures(
     patches: Sequence[Patch],
     tiles: dict[Place, Tile],
     folder: Path,
+    sizes: PictureSizes,
 ) -> LabelPictures:
     """Write the source image and overlays of every patch; add the missing patches to `tiles`."""
     by_image: dict[str, list[Patch]] = {}
@@ -94,22 +139,26 @@ def write_label_pictures(
 
     def read(of_image: list[Patch]) -> NDArray[np.uint8]:
         pixels = source.load_pixels(of_image[0].uri)
-        _write_source(pixels, folder / _source_path(of_image[0].image_id))
+        _write_source(pixels, folder / _source_path(of_image[0].image_id), sizes)
         return pixels
 
     images = {}
-    for of_image, pixels in _in_order(read, by_image.values()):
+    for of_image, pixels in in_order(read, by_image.values()):
         first = of_image[0]
         for patch in of_image:
+            if patch.is_image:  # its picture is the source image
+                continue
             tiles.setdefault(patch.place, crop(pixels, patch).copy())
         stem = f"overlays/{slug}/{_file_stem(first.image_id)}"
         overlays = {"": after.get(first.image_id), "-before": before.get(first.image_id)}
         for suffix, one in overlays.items():
             if one is not None:
-                save_webp(overlay(one, scale), folder / f"{stem}{suffix}.webp", quality=60)
+                drawn = overlay(one, scale, sizes.overlay)
+                save_webp(drawn, folder / f"{stem}{suffix}.webp", sizes.overlay_quality)
         images[first.image_id] = ShownImage(
             image_id=first.image_id,
             name=first.image_name,
+            uri=first.uri,
             height=pixels.shape[0],
             width=pixels.shape[1],
             source=_source_path(first.image_id),
@@ -131,9 +180,9 @@ def crop(pixels: NDArray[np.uint8], patch: Patch) -> Tile:
     return tile
 
 
-def save_sprite(image: Image.Image, path: Path) -> None:
-    """As WebP, at a quality that keeps small patches crisp."""
-    save_webp(image, path, quality=88)
+def save_sprite(image: Image.Image, path: Path, quality: int = 88) -> None:
+    """As WebP; at 88 small patches stay crisp."""
+    save_webp(image, path, quality)
 
 
 def _maps_before(source: SiteSource, label: str, image_ids: Iterable[str]) -> Maps:
@@ -143,12 +192,12 @@ def _maps_before(source: SiteSource, label: str, image_ids: Iterable[str]) -> Ma
     return {image_id: one for image_id, one in found.items() if one is not None}
 
 
-def _write_source(pixels: NDArray[np.uint8], path: Path) -> None:
+def _write_source(pixels: NDArray[np.uint8], path: Path, sizes: PictureSizes) -> None:
     if path.exists():  # another label's page shows it too
         return
     picture = Image.fromarray(pixels)
-    picture.thumbnail((_SOURCE_SIDE, _SOURCE_SIDE), Image.Resampling.LANCZOS)
-    save_webp(picture, path, quality=82)
+    picture.thumbnail((sizes.source, sizes.source), Image.Resampling.LANCZOS)
+    save_webp(picture, path, sizes.source_quality)
 
 
 def save_webp(image: Image.Image, path: Path, quality: int) -> None:
@@ -165,19 +214,3 @@ def _file_stem(image_id: str) -> str:
     if re.fullmatch(r"[0-9a-f]{8,64}", image_id):
         return image_id
     return hashlib.sha256(image_id.encode()).hexdigest()[:32]
-
-
-def _in_order(
-    read: Callable[[_Item], _Result], items: Iterable[_Item]
-) -> Iterator[tuple[_Item, _Result]]:
-    """Each item with its result, in order, read ahead on threads but only a few at a time."""
-    pending: deque[tuple[_Item, Future[_Result]]] = deque()
-    with ThreadPoolExecutor(_THREADS) as pool:
-        for item in items:
-            pending.append((item, pool.submit(read, item)))
-            if len(pending) > _AHEAD:
-                done, result = pending.popleft()
-                yield done, result.result()
-        while pending:
-            done, result = pending.popleft()
-            yield done, result.result()

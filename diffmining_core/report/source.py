@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -15,10 +15,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from diffmining_core.report.ranking import ImageRanking
 from diffmining_core.signs import Sign
 
 KINDS = ("highest", "random", "lowest")
 SHOWN_PER_CLUSTER = 12
+STRIP_REACH = 48
+"""Ranks that a strip is picked from, as it leaves out what is near black or near white."""
 SMALL_CLUSTER = 6  # the paper shows clusters of at least this many members
 
 _PLAIN_SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -59,7 +62,8 @@ class SiteSource:
             and label_rank (0-based within its label and kind).
         clusters: the columns of `selection` for the highest patches, and cluster (0 = highest
             median typicality) and distance (to the cluster's centroid).
-        cluster_summary: label, cluster, members, median_typicality.
+        cluster_summary: label, cluster, members, median_typicality, spread (of the members'
+            typicality, third quartile less first).
         set_aside: uri and reason of the images that were not used.
         load_pixels: uri -> uint8 [h, w, 3] model-size image; called from several threads.
         typicality: (image_id, label) -> float32 [h/cell, w/cell] map.
@@ -73,6 +77,9 @@ class SiteSource:
         preview: step and PNG of images that the finetuned model generates, a row a label.
         signs: of failure; the page puts warnings before notes.
         sign_picture: name of a sign's picture -> its bytes, WebP.
+        ranking: of whole images by their mean typicality.
+        features: label -> image_id, y, x and float32 features [n, d] of its highest patches, or
+            None where there are none.
     """
 
     title: str
@@ -92,11 +99,28 @@ class SiteSource:
     preview: tuple[int, bytes] | None = None
     signs: Sequence[Sign] = ()
     sign_picture: Callable[[str], bytes] | None = None
+    ranking: ImageRanking | None = None
+    features: Callable[[str], PatchFeatures | None] | None = None
+
+
+@dataclass(frozen=True)
+class PatchFeatures:
+    """The model's features of patches: float32 [n, d], and the row of (image_id, y, x)."""
+
+    row: Mapping[tuple[str, int, int], int]
+    vectors: NDArray[np.float32]
+
+    def of(self, patches: Iterable[tuple[str, int, int]]) -> NDArray[np.float32]:
+        """The features of these patches, float32 [n, d]; KeyError for one that has none."""
+        return self.vectors[[self.row[patch] for patch in patches]]
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A square of a model-size image and the mean typicality in it."""
+    """A square of a model-size image and the mean typicality in it.
+
+    is_image: it stands for its whole image, whose middle it shows and whose mean it has.
+    """
 
     image_id: str
     uri: str
@@ -104,6 +128,7 @@ class Patch:
     x: int
     size: int
     typicality: float
+    is_image: bool = False
 
     @property
     def place(self) -> tuple[str, int, int, int]:
@@ -123,6 +148,7 @@ class Cluster:
     rank: int
     members: int
     median_typicality: float
+    spread: float
     patches: tuple[Patch, ...]
 
     @property
@@ -137,8 +163,8 @@ def label_patches(selection: pa.Table, label: str, kind: str) -> list[Patch]:
     return list(_patches(selection.filter(mine).sort_by("label_rank")))
 
 
-def label_clusters(source: SiteSource, label: str) -> list[Cluster]:
-    """The clusters of one label by rank, each with its nearest members."""
+def label_clusters(source: SiteSource, label: str, shown: int = SHOWN_PER_CLUSTER) -> list[Cluster]:
+    """The clusters of one label by rank, each with the `shown` members nearest to its mean."""
     of_label = source.clusters.filter(pc.equal(source.clusters["label"], label))
     summary = source.cluster_summary.filter(pc.equal(source.cluster_summary["label"], label))
     clusters = []
@@ -150,7 +176,8 @@ def label_clusters(source: SiteSource, label: str) -> list[Cluster]:
                 rank=row["cluster"],
                 members=row["members"],
                 median_typicality=row["median_typicality"],
-                patches=tuple(_patches(nearest.slice(0, SHOWN_PER_CLUSTER))),
+                spread=row["spread"],
+                patches=tuple(_patches(nearest.slice(0, shown))),
             )
         )
     return clusters
@@ -162,11 +189,40 @@ def best_rows(source: SiteSource, label: str, rows: int, columns: int) -> list[t
     Small clusters only come in where no other is left; a label without clusters shows its highest
     patches.
     """
-    clusters = sorted(label_clusters(source, label), key=lambda cluster: cluster.is_small)
+    clusters = sorted(label_clusters(source, label, columns), key=lambda cluster: cluster.is_small)
     if clusters:
-        return [cluster.patches[:columns] for cluster in clusters[:rows]]
+        return [cluster.patches for cluster in clusters[:rows]]
     highest = label_patches(source.selection, label, "highest")[: rows * columns]
     return [tuple(highest[at : at + columns]) for at in range(0, len(highest), columns)]
+
+
+def shown_pairs(
+    selection: pa.Table, before: pa.Table | None, clusters: pa.Table, ranking: ImageRanking | None
+) -> set[tuple[str, str]]:
+    """(image_id, label) of every patch and image that a page may show, and so needs the map of."""
+    may_show = [
+        table.filter(pc.less(table["label_rank"], STRIP_REACH))
+        for table in (selection, before)
+        if table is not None
+    ]
+    by_distance = clusters.sort_by(
+        [("label", "ascending"), ("cluster", "ascending"), ("distance", "ascending")]
+    )
+    nearest: dict[tuple[str, int], int] = {}
+    central = []
+    names = by_distance["label"].to_pylist(), by_distance["cluster"].to_pylist()
+    for row, cluster in enumerate(zip(*names, strict=True)):
+        nearest[cluster] = nearest.get(cluster, 0) + 1
+        if nearest[cluster] <= SHOWN_PER_CLUSTER:
+            central.append(row)
+    pairs = {
+        pair
+        for table in [*may_show, by_distance.take(central)]
+        for pair in zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True)
+    }
+    for label, images in ranking.of_label.items() if ranking else ():
+        pairs |= {(image_id, label) for _, image_id, _ in (*images.highest, *images.lowest)}
+    return pairs
 
 
 def label_slugs(labels: Sequence[str]) -> dict[str, str]:

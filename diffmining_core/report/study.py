@@ -11,8 +11,9 @@ from typing import Any
 
 from diffmining_core.report import figures
 from diffmining_core.report.charts import LineChart, line_chart
+from diffmining_core.report.environment import STATIC, environment
 from diffmining_core.report.figures import Tile
-from diffmining_core.report.page import STATIC, environment, fact_groups
+from diffmining_core.report.page import fact_groups
 from diffmining_core.report.source import KINDS, label_slugs
 
 OVERVIEW_LABELS, OVERVIEW_TILES = 3, 5

@@ -13,9 +13,10 @@ from PIL import Image
 
 from diffmining_core.report import figures
 from diffmining_core.report.charts import StripPlot, line_chart
+from diffmining_core.report.environment import STATIC, environment
 from diffmining_core.report.escaping import markdown_text
 from diffmining_core.report.figures import Tile
-from diffmining_core.report.page import STATIC, environment, fact_groups
+from diffmining_core.report.page import fact_groups
 from diffmining_core.report.source import label_slugs
 
 NUMBERS = "study.json"

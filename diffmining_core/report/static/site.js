@@ -14,7 +14,8 @@
   function show(patch) {
     shown = patch;
     const image = page.images[Number(patch.dataset.image)];
-    const [y, x, size] = patch.dataset.box.split(" ").map(Number);
+    const whole = !patch.dataset.box;
+    const [y, x, size] = whole ? [0, 0, 0] : patch.dataset.box.split(" ").map(Number);
     const row = siblings(patch);
     find(".stages").classList.toggle("two", Boolean(image.before));
     for (const stage of stages) {
@@ -22,12 +23,17 @@
       stage.hidden = !overlay;
       if (overlay) fillStage(stage, image, overlay, { y, x, size });
     }
-    const zoom = find(".zoom");
-    zoom.setAttribute("viewBox", `${x} ${y} ${size} ${size}`);
-    setAll(zoom.firstElementChild, { href: image.source, width: image.width, height: image.height });
+    viewer.classList.toggle("whole", whole);
+    const tile = patch.querySelector("svg");
+    find(".zoom").setAttribute("viewBox", tile.getAttribute("viewBox"));
+    find(".zoom").replaceChildren(tile.firstElementChild.cloneNode());
     find("#viewer-title").textContent = `${page.label} · ${patch.closest(".row").dataset.row}`;
     find(".score output").textContent = patch.dataset.score;
-    find(".file").textContent = image.name;
+    find(".of-what").textContent = whole ? "image" : "patch";
+    find(".file-name").textContent = image.name;
+    find(".file-path").textContent = image.path;
+    find(".file-id").textContent = image.id;
+    fillAlike(patch);
     find(".place").textContent = `${row.indexOf(patch) + 1} of ${row.length}`;
     // Not `disabled`: a button that loses the focus takes the arrow keys with it.
     find("[data-act=previous]").setAttribute("aria-disabled", patch === row[0]);
@@ -52,6 +58,25 @@
     const frame = stage.querySelector(".frame");
     frame.setAttribute("viewBox", `0 0 ${image.width} ${image.height}`);
     for (const box of frame.children) setAll(box, { x, y, width: size, height: size });
+  }
+
+  // The patches that the model's features call nearest, each a button to it.
+  function fillAlike(patch) {
+    const numbers = (patch.dataset.alike || "").split(" ").filter(Boolean);
+    find(".alike-patches").hidden = numbers.length === 0;
+    find(".alike-patches ul").replaceChildren(
+      ...numbers.map((number) => {
+        const other = document.querySelector(`.patch[data-number="${number}"]`);
+        const button = document.createElement("button");
+        button.type = "button";
+        button.setAttribute("aria-label", other.getAttribute("aria-label"));
+        button.append(other.querySelector("svg").cloneNode(true));
+        button.addEventListener("click", () => show(other));
+        const item = document.createElement("li");
+        item.append(button);
+        return item;
+      }),
+    );
   }
 
   function preload(patch) {
@@ -79,6 +104,30 @@
   function fade() {
     for (const overlay of viewer.querySelectorAll(".overlay")) overlay.style.opacity = slider.value / 100;
   }
+
+  // Sorts the clusters, and hides those with few patches; small ones stay folded at the end.
+  const tools = document.getElementById("tools");
+  if (tools) {
+    const list = document.getElementById("ranked");
+    const clusters = [...list.querySelectorAll(".cluster")];
+    const { sort, least, found } = tools.elements;
+    const order = () => {
+      const falling = sort.value === "rank" ? 1 : -1;
+      const number = (cluster) => falling * Number(cluster.dataset[sort.value]);
+      list.append(...clusters.sort((a, b) => number(a) - number(b) || a.dataset.rank - b.dataset.rank));
+      for (const cluster of clusters) cluster.hidden = Number(cluster.dataset.members) < Number(least.value);
+      const hidden = clusters.filter((cluster) => cluster.hidden).length;
+      found.textContent = hidden ? `${hidden} of ${clusters.length} hidden` : "";
+    };
+    tools.addEventListener("submit", (event) => event.preventDefault());
+    sort.addEventListener("change", order);
+    least.addEventListener("input", order);
+    tools.hidden = clusters.length < 2;
+    order();
+  }
+
+  // Beside another label the way there is the chooser above.
+  if (window.self !== window.top) document.body.classList.add("framed");
 
   document.addEventListener("click", (event) => {
     const patch = event.target.closest(".patch");

@@ -11,9 +11,11 @@ import torch.nn.functional as F
 from diffmining_core.errors import InputError
 from diffmining_core.patches.scoring import (
     ALGO,
+    IMAGE_SCHEMA,
     KINDS,
     PATCH_SCHEMA,
     image_patches,
+    image_typicality,
     patch_scores,
     pick_patches,
     random_patches,
@@ -217,13 +219,23 @@ def test_a_map_that_is_not_finite_is_refused_by_name() -> None:
         shard_patches(ragged(maps), cell=8, size=20, per_image=2, seed=0)
 
 
+def test_an_images_typicality_is_the_mean_of_its_map() -> None:
+    maps = [np.full((2, 3), 0.5, np.float32), np.arange(4, dtype=np.float32).reshape(2, 2)]
+    table = image_typicality(ragged(maps))
+    assert table.schema == IMAGE_SCHEMA
+    assert table["typicality"].to_pylist() == [0.5, 1.5]
+    assert image_typicality(ragged([])).schema == IMAGE_SCHEMA
+
+
 def test_golden() -> None:
     """Other picks under the same ALGO would mix with those already stored: raise it with them."""
     y, x = np.mgrid[:13, :17]
     m = (np.sin(0.9 * y) * np.cos(0.7 * x) + 0.1 * np.sin(5 * x * y)).astype(np.float32)
     table = shard_patches(ragged([m, m.T]), cell=8, size=24, per_image=5, seed=0)
     picks = str([table[name].to_pylist() for name in ("kind", "rank", "y", "x")])
+    means = image_typicality(ragged([m, m.T]))["typicality"].to_pylist()
+    picks += f"{means[0]:.5e}"
     assert (ALGO, hashlib.sha256(picks.encode()).hexdigest()[:16]) == (
-        "patches-1",
-        "d0cefba4dd12317e",
+        "patches-2",
+        "839799e7ea14c4d6",
     )

@@ -23,7 +23,7 @@ from diffmining_core.report.digest import (
     render_nights,
     write_pictures,
 )
-from diffmining_core.report.page import STATIC
+from diffmining_core.report.environment import STATIC
 from diffmining_core.report.source import label_slugs
 
 LABELS = ["barn", "tower", *HOSTILE, "](javascript:alert(1))", "| a | `b` |"]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from diffmining_core.report import SiteSource
-from diffmining_core.report.source import Losses
+from diffmining_core.report.ranking import ImageRanking, rank_images
+from diffmining_core.report.source import Losses, PatchFeatures
 from diffmining_core.signs import Sign
 from diffmining_core.signs.pictures import picture
 
@@ -76,7 +79,13 @@ def drawn_source(
         for distance in [float(row["label_rank"] * 7 % 5)]
     ]
     summary = [
-        {"label": label, "cluster": cluster, "members": members, "median_typicality": median}
+        {
+            "label": label,
+            "cluster": cluster,
+            "members": members,
+            "median_typicality": median,
+            "spread": 2e-4 * (1 + cluster),
+        }
         for label in labels
         for cluster, members, median in [(0, images_per_label - 2, 3e-3), (1, 2, 1e-3)]
     ]
@@ -119,7 +128,38 @@ def drawn_source(
         preview=(500, drawn_preview()),
         signs=signs if signs is not None else drawn_signs(labels),
         sign_picture=lambda name: drawn_picture(),
+        ranking=drawn_ranking(drawn, rows),
+        features=lambda label: drawn_features(rows, label),
     )
+
+
+def drawn_ranking(drawn: DrawnImages, rows: Sequence[dict[str, Any]]) -> ImageRanking:
+    """The images of the highest patches by the means of their maps, one table for each label."""
+    images = [
+        {**row, "typicality": float(drawn.maps[row["image_id"]].mean())}
+        for row in rows
+        if row["kind"] == "highest"
+    ]
+    path = Path(tempfile.mkdtemp()) / "images.parquet"
+    labels = list(dict.fromkeys(row["label"] for row in images))
+    return rank_images(
+        (pa.Table.from_pylist([row for row in images if row["label"] == one]) for one in labels),
+        path,
+    )
+
+
+def drawn_features(rows: Sequence[dict[str, Any]], label: str) -> PatchFeatures | None:
+    """Of a label's highest patches, alike where their ranks are near; of no patches None."""
+    places = [
+        (row["image_id"], row["y"], row["x"])
+        for row in rows
+        if row["kind"] == "highest" and row["label"] == label
+    ]
+    if not places:
+        return None
+    angle = 0.1 * np.arange(len(places))
+    vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    return PatchFeatures({place: row for row, place in enumerate(places)}, vectors)
 
 
 def drawn_signs(labels: Sequence[str]) -> list[Sign]:

@@ -67,7 +67,7 @@ def referred_files(page: Path) -> Iterator[Path]:
         assert isinstance(images, list)
         for image in images:
             links += [image[key] for key in ("source", "overlay", "before") if image[key]]
-    for link in links:
+    for link in (link.partition("#")[0] for link in links):
         assert not urllib.parse.urlsplit(link).scheme
         yield (page.parent / urllib.parse.unquote(link)).resolve()
 
@@ -159,6 +159,7 @@ def test_an_image_of_two_labels_is_there_once_with_an_overlay_for_each(tmp_path:
         selection=with_both(source.selection),
         clusters=with_both(source.clusters),
         before=None,
+        features=None,
         typicality=lambda image_id, label: drawn.maps[image_id] * (1 if label == "barn" else -1),
         typicality_before=None,
     )
@@ -186,8 +187,8 @@ def test_label_page_has_strips_side_by_side_and_ranked_clusters(site: Path) -> N
         f"{kind}, {when} finetuning"
         for kind in ("Highest", "Random", "Lowest")
         for when in ("before", "after")
-    ] + ["Cluster 1", "Cluster 2"]
-    assert len(page.all("a", "patch")) == 6 * 6 + 6 + 2
+    ] + ["Cluster 1", "Cluster 2", "Most typical image", "Least typical image"]
+    assert len(page.all("a", "patch")) == 6 * 6 + 6 + 2 + 6 + 6
     assert "1 small cluster, fewer than 6 patches" in page.text
 
 
@@ -197,7 +198,7 @@ def test_without_a_base_model_strips_are_longer_and_nothing_is_said_of_before(
     write_site(drawn_source(images_per_label=20, with_before=False), tmp_path)
     page = Page(tmp_path / "labels" / "barn.html")
     assert [row["data-row"] for row in page.all("ul", "row")][:3] == ["Highest", "Random", "Lowest"]
-    assert len(page.all("a", "patch")) == 3 * 12 + 12 + 2
+    assert len(page.all("a", "patch")) == 3 * 12 + 12 + 2 + 6 + 6
     assert not list(tmp_path.glob("overlays/*/*-before.webp"))
 
 
@@ -284,7 +285,7 @@ def test_patches_in_the_sprite_are_the_images_own(site: Path) -> None:
     uris = {row["image_id"]: row["uri"] for row in source.selection.to_pylist()}
     views = [a for tag, a in page.elements if tag == "svg" and "viewbox" in a]
     tiles = [view for view in views if (view["viewbox"] or "").endswith(" 24 24")]
-    patches = page.all("a", "patch")
+    patches = [patch for patch in page.all("a", "patch") if patch["data-box"]]
     assert len(tiles) == len(patches)
     with Image.open(site / "labels" / "barn" / "patches.webp") as picture:
         sprite = np.asarray(picture.convert("RGB")).astype(int)
@@ -315,7 +316,7 @@ def test_figures_and_numbers_are_beside_the_pages(site: Path) -> None:
 def test_each_image_is_read_a_bounded_number_of_times(tmp_path: Path) -> None:
     drawn = DrawnImages()
     write_site(drawn_source(drawn=drawn), tmp_path)
-    assert max(drawn.read.values()) <= 1 + 2 * 3  # the page's pictures, and the strips' walk
+    assert max(drawn.read.values()) <= 1 + 2 * 3 + 2  # the page, the strips' walk, the ends
 
 
 def test_a_label_without_any_patch_still_has_a_page(tmp_path: Path) -> None:
