@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 INSTALLED = $(VENV)/.installed
 INSTALLED_DEV = $(VENV)/.installed-dev
 
-.PHONY: demo test check audit clean
+.PHONY: demo test check docs audit clean
 
 demo: $(INSTALLED)
 	$(BIN)/diffmining demo
@@ -20,6 +20,10 @@ check: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages of docs/reference, from the help of the commands and the docstrings of the code.
+docs: $(INSTALLED_DEV)
+	$(BIN)/python docs/reference/generate.py
 
 # Known vulnerabilities of the pinned versions. Strict: one that could not be looked up fails it too.
 audit: $(INSTALLED_DEV)

@@ -164,9 +164,9 @@ def test_an_unknown_recipe_is_refused_with_the_names_of_those_there_are() -> Non
 
 def test_the_worked_example_of_the_documentation_works(tmp_path: Path) -> None:
     text = (Path(__file__).parents[3] / "docs" / "datasets.md").read_text(encoding="utf-8")
-    blocks = dict(re.findall(r"```(toml)?\n((?:file;|title).*?)```", text, re.S))
+    blocks = dict(re.findall(r"```(toml|text)\n((?:file;|title).*?)```", text, re.S))
     (tmp_path / "paintings.toml").write_text(blocks["toml"], encoding="utf-8")
-    (tmp_path / "paintings.csv").write_text(blocks[""], encoding="utf-8")
+    (tmp_path / "paintings.csv").write_text(blocks["text"], encoding="utf-8")
     for number in (1, 2):
         put(str(tmp_path), f"scans/000{number}.jpg", photo(number))
     recipe = load_recipe(str(tmp_path / "paintings.toml"))
