@@ -5,13 +5,14 @@ from __future__ import annotations
 import pyarrow as pa
 
 from diffmining_core.clusters.kmeans import ALGO, adapted_k, cluster_selection
+from diffmining_core.results.references import CLUSTERS
 from diffmining_core.store.ledger import Attempt, finished, read_table
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks.features import feature_matrix, label_features
 from tasks.units import Done, fill, stage_task
 
-STAGE = "clusters"
+STAGE = CLUSTERS
 TABLE = "clusters.parquet"
 
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 from diffmining_core.features import ALGO
 from diffmining_core.images.pixels import load_pixels
 from diffmining_core.patches.scoring import HIGHEST
+from diffmining_core.results.references import FEATURES, FEATURES_TABLE
 from diffmining_core.store.ledger import Attempt, finished, read_manifests, read_table
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
@@ -25,8 +26,8 @@ from tasks.models import Device, ModelReference, loaded
 from tasks.progress import Progress
 from tasks.units import Done, fill, stage_task
 
-STAGE = "features"
-TABLE = "features.parquet"
+STAGE = FEATURES
+TABLE = FEATURES_TABLE
 RUN_NAME = "features {label}"
 """Of a task run."""
 

@@ -20,7 +20,7 @@ from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.images.shards import FoundImage, KeptShard, KnownShard
 from diffmining_core.images.sources import open_source
 from diffmining_core.recipes import TRAIN, Recipe, load_recipe, plain_recipe
-from diffmining_core.results.references import Shard
+from diffmining_core.results.references import SHARD_TABLE, Shard
 from diffmining_core.store.ledger import (
     Attempt,
     Manifest,
@@ -40,7 +40,7 @@ STAGE, TRAIN_STAGE = "index", "index_train"
 """The second where a recipe trains on other images than are mined."""
 PUBLISHERS = 8
 """Shards that are published while the next are read: storage elsewhere answers slowly."""
-TABLE = "shard.parquet"
+TABLE = SHARD_TABLE
 
 DATASET_STAGE = "dataset"
 DATASET_ALGO = "dataset-2"

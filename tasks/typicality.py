@@ -13,7 +13,7 @@ from diffmining_core.errors import ImageError
 from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.images.shards import check_share
 from diffmining_core.models.prompts import PromptTemplate
-from diffmining_core.results.references import Shard
+from diffmining_core.results.references import TYPICALITY, Shard
 from diffmining_core.store.ledger import Attempt, finished, read_manifests, read_table
 from diffmining_core.store.maps import RaggedMaps, read_maps, write_maps
 from diffmining_core.store.roots import Root, open_root
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from diffmining_core.models.pipelines import Pipeline
     from diffmining_core.typicality.shard import RowMap, TypicalityOptions
 
-STAGE = "typicality"
+STAGE = TYPICALITY
 SET_ASIDE = "set_aside.parquet"
 RUN_NAME = "typicality {shard.name}, {model.stage}"
 """Of a task run."""

@@ -41,6 +41,18 @@ def model_scale(width: int, height: int, size: int) -> tuple[float, float]:
     return resized_height / height, resized_width / width
 
 
+def original_square(
+    y: int, x: int, side: int, width: int, height: int, size: int
+) -> tuple[float, float, float, float]:
+    """Where a square of the model-size image lies in its original: left, top, width, height.
+
+    In pixels of the upright original of width × height, whose edges it never crosses.
+    """
+    down, across = model_scale(width, height, size)
+    left, top = x / across, y / down
+    return left, top, min(side / across, width - left), min(side / down, height - top)
+
+
 def decode_rgb(data: bytes) -> Image.Image:
     """The whole image, upright, in RGB; transparent parts over white, 16-bit greys as 8-bit.
 

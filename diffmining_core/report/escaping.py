@@ -9,13 +9,18 @@ _OPENINGS = re.compile(r"[<\]]")
 _JOINERS = "\u200c\u200d"  # which some scripts and emoji are written with
 
 
+def printable(text: str) -> str:
+    """The text without line breaks and control characters, which XML for one has no place for."""
+    kept = "".join(letter if letter.isprintable() or letter in _JOINERS else " " for letter in text)
+    return " ".join(kept.split())
+
+
 def one_line(text: str, longest: int = 80) -> str:
     """The text without line breaks and control characters, shortened with "…".
 
     What is written from right to left ends with it: what comes behind reads as it should.
     """
-    kept = "".join(letter if letter.isprintable() or letter in _JOINERS else " " for letter in text)
-    line = " ".join(kept.split())
+    line = printable(text)
     if len(line) > longest:
         line = f"{line[: longest - 1]}…"
     return line if line.isascii() else f"\u2068{line}\u2069"

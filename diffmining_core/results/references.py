@@ -16,6 +16,12 @@ from diffmining_core.store.roots import Root
 RESULTS = "results.json"
 """In a report's unit: what it was made from."""
 
+TYPICALITY, FEATURES, CLUSTERS, REPORT = "typicality", "features", "clusters", "report"
+"""Stages whose units are read again, by those who show or export what they hold."""
+
+SHARD_TABLE, FEATURES_TABLE = "shard.parquet", "features.parquet"
+"""In the units of dataset shards and of features."""
+
 
 @dataclass(frozen=True)
 class Shard:
@@ -90,7 +96,7 @@ class Results:
 
 def results_of(root: Root, report_key: str) -> Results:
     """What a published report was made from."""
-    return Results.from_json(read_json(root, finished(root, "report", report_key), RESULTS))
+    return Results.from_json(read_json(root, finished(root, REPORT, report_key), RESULTS))
 
 
 def summarised_report(root: Root) -> str | None:

@@ -15,6 +15,7 @@ the map; typicality below 6e-5 would be subnormal in float16.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -30,7 +31,14 @@ from zarr.core.buffer.cpu import Buffer as CpuBuffer
 from zarr.storage import FsspecStore, MemoryStore
 
 from diffmining_core.errors import InputError
-from diffmining_core.store.ledger import Attempt, Manifest, finished, missing_file, read_files
+from diffmining_core.store.ledger import (
+    Attempt,
+    Manifest,
+    finished,
+    missing_file,
+    read_bytes,
+    read_files,
+)
 from diffmining_core.store.roots import Root, explained
 
 if TYPE_CHECKING:
@@ -243,6 +251,17 @@ def read_maps(root: Root, manifest: Manifest, name: str = NAME) -> RaggedMaps:
     anew = set(zip(maps.image_id, maps.label, strict=True))
     pairs = zip(before.image_id, before.label, strict=True)
     return before.only([i for i, pair in enumerate(pairs) if pair not in anew]).followed_by(maps)
+
+
+def mapped_pairs(root: Root, manifest: Manifest, name: str = NAME) -> set[tuple[str, str]]:
+    """(image_id, label) of the maps that `read_maps` gives; of these no value is read."""
+    _objects(manifest, name)
+    attributes = json.loads(read_bytes(root, manifest, f"{name}/zarr.json"))["attributes"]
+    pairs = set(zip(attributes["image_id"], attributes["label"], strict=True))
+    if "before" in attributes:
+        before = finished(root, manifest.stage, attributes["before"])
+        pairs |= mapped_pairs(root, before, name)
+    return pairs
 
 
 def open_maps_dask(root: Root, manifest: Manifest) -> dict[str, da.Array]:
