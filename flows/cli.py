@@ -23,6 +23,7 @@ from diffmining_core.signs import Sign
 from flows.answers import Answer, command, epilogue, told_answer
 from flows.checks import check_dataset, check_inputs
 from flows.download import published
+from flows.export import elsewhere
 from flows.forms import refusal
 from flows.parameters import (
     ClusterStudyParameters,
@@ -64,7 +65,7 @@ study = App(
 )
 app.command(study)
 app.command(storage)
-for others in (published, upkeep):
+for others in (published, upkeep, elsewhere):
     app.command(others, name="*")
 app.register_install_completion_command(
     help="Have the shell (bash, zsh, fish) complete commands and options.",
