@@ -47,7 +47,7 @@ def _words(figure: Figure) -> Iterator[str]:
 
 def _picture(picture: Picture) -> str:
     data = io.BytesIO()
-    Image.fromarray(picture.pixels).save(data, "PNG", optimize=True)
+    Image.fromarray(picture.pixels).save(data, "PNG")
     address = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
     return (
         f'<image x="{picture.x}" y="{picture.y}" width="{picture.side}" height="{picture.side}" '

@@ -8,6 +8,7 @@ import pytest
 from written_pages import Page, blocks, pages
 
 NOT_RUN = {
+    "docs/export.md": "tests/core/results runs it, on a mined root",
     "docs/models.md": "downloads CLIP from the hub",
     "docs/python.md": "tests/core/results runs it, on a mined root",
     "docs/reference/python.md": "signatures",
