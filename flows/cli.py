@@ -407,6 +407,30 @@ def study_generated(parameters: Annotated[GeneratedStudyParameters, Parameter(na
     return study_answer(generated.study_of_generated(parameters))
 
 
+@app.command(
+    help_epilogue=epilogue(
+        ["diffmining serve mined", "diffmining serve s3://bucket/mined --port 0"]
+    )
+)
+def serve(root: str, *, host: str = "127.0.0.1", port: int = 8610) -> None:
+    """Serve the gallery of a root to this machine's browsers, and how far its run is.
+
+    Nothing is written. The gallery is at `/` as soon as it is there, the status at `/status`.
+
+    Parameters
+    ----------
+    root
+        Folder or URL of the results.
+    host
+        Address to listen at; any but this machine's own lets others see the results.
+    port
+        Port to listen at; 0 for any that is free.
+    """
+    from flows.serve import serve as run
+
+    run(root, host, port)
+
+
 @command(app, "diffmining demo", "diffmining demo --folder /tmp/demo --json")
 def demo(folder: Path = Path("demo")) -> Answer:
     """Mine the built-in street scenes with the tiny pipeline, and measure it against the truth.
