@@ -14,13 +14,13 @@ import pyarrow as pa
 from diffmining_core.clusters.kmeans import cluster_summary
 from diffmining_core.images.pixels import load_pixels
 from diffmining_core.report import ALGO
-from diffmining_core.report.page import render_index, write_site
+from diffmining_core.report.page import render_index, render_pages, write_site
 from diffmining_core.report.ranking import rank_images
 from diffmining_core.report.source import Losses, PatchFeatures, SiteSource, shown_pairs
 from diffmining_core.report.study_page import StudyPage, render_study_page, write_study_page
-from diffmining_core.results.references import RESULTS, Results
+from diffmining_core.results.references import RESULTS, Results, summarised_report
 from diffmining_core.results.spool import Pair, SpooledMaps
-from diffmining_core.store.ledger import Attempt, finished, read_bytes
+from diffmining_core.store.ledger import Attempt, finished, read_bytes, read_manifest
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
@@ -34,10 +34,29 @@ from tasks.signs import found_signs, sign_picture
 from tasks.units import Done, fill, stage_task
 
 STAGE = "report"
+INDEX = "index.html"
 ROOT_PAGE = "root.html"
 """The overview as it stands at the root, with PLACE before its links."""
 PLACE = "@PREFIX@/"
 """Stands for the folder of the unit's data, which differs when the same page is made again."""
+OTHERS_MARK = b"<!--pages-->"
+"""Where the overview leads to the other pages at the root, once they are there."""
+OTHERS = (
+    ("localization.html", "Where in the image", "Typicality against boxes and masks of its label."),
+    ("parallel.html", "Across labels", "The same places redrawn under every label."),
+    ("compare.html", "Other methods", "What they find typical, and at what cost."),
+    ("study.html", "Study of finetuning", "What is found after how many steps."),
+    ("study-timesteps.html", "Study of timesteps", "Which of them tell what is typical."),
+    ("study-noise.html", "Study of noise", "How much of a map is chance."),
+    (
+        "study-patch-sizes.html",
+        "Study of patch sizes",
+        "The same maps, cut in several sizes.",
+    ),
+    ("study-clusters.html", "Study of clusters", "Ways of clustering, and what each mixes."),
+    ("study-predictability.html", "Study of predictability", "How well patches tell their label."),
+    ("study-generated.html", "Study of generated images", "What the model paints, mined alike."),
+)
 NIGHTS, NIGHTS_MARK = "nights/index.html", b"<!--nights-->"
 """The page of all nights at the root, and where the overview leads to it once it is there."""
 _NIGHTS_LINK = f'<nav class="trail"><a href="{NIGHTS}">Night by night</a></nav>'.encode()
@@ -85,7 +104,7 @@ def report(
     return fill(root, report_unit(results, facts, truth, signs), produce)
 
 
-def publish_page(root: str, key: str, stage: str = STAGE, name: str = "index.html") -> str:
+def publish_page(root: str, key: str, stage: str = STAGE, name: str = INDEX) -> str:
     """Let the page `name` at the root show the unit `key` of a stage; returns its URL."""
     opened = open_root(root)
     manifest = finished(opened, stage, key)
@@ -94,7 +113,13 @@ def publish_page(root: str, key: str, stage: str = STAGE, name: str = "index.htm
     linked = page.replace(f'"{PLACE}'.encode(), f'"{manifest.attempt}/'.encode())
     if opened.exists(NIGHTS):
         linked = linked.replace(NIGHTS_MARK, _NIGHTS_LINK, 1)
+    there = set(opened.names())
+    if others := [other for other in OTHERS if other[0] in there]:
+        linked = linked.replace(OTHERS_MARK, render_pages(others).encode(), 1)
     opened.write_bytes(name, linked)
+    overview = summarised_report(opened)
+    if name not in there and name != INDEX and overview and read_manifest(opened, STAGE, overview):
+        publish_page(root, overview)  # which now leads to this one
     return opened.url_of(name)
 
 

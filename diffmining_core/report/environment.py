@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -10,6 +11,7 @@ _HERE = Path(__file__).parent
 STATIC = _HERE / "static"
 
 
+@cache  # to compile the templates takes longer than to fill one
 def environment() -> Environment:
     """The templates of all pages, which escape what they are given."""
     environment = Environment(

@@ -140,6 +140,11 @@ def render_index(source: SiteSource, prefix: str) -> str:
     )
 
 
+def render_pages(pages: Sequence[tuple[str, str, str]]) -> str:
+    """The overview's list of other pages: address, title and what each shows."""
+    return environment().get_template("pages.html").render(pages=pages)
+
+
 def fact_groups(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Facts as headed lists of name and text: first the plain ones, then each mapping's."""
     plain = {name: fact for name, fact in facts.items() if not isinstance(fact, Mapping)}

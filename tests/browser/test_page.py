@@ -5,31 +5,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 from contrast import contrast
+from viewed import is_open, open_label, wait_for_pictures
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
-
-
-def open_label(page: Page, site: Path, slug: str = "barn") -> None:
-    page.goto((site / "labels" / f"{slug}.html").as_uri())
 
 
 def natural_widths(page: Page, selector: str) -> list[int]:
     widths = page.eval_on_selector_all(selector, "all => all.map(image => image.naturalWidth)")
     assert isinstance(widths, list)
     return widths
-
-
-def is_open(page: Page) -> bool:
-    return bool(page.eval_on_selector("#viewer", "viewer => viewer.open"))
-
-
-def wait_for_pictures(page: Page) -> None:
-    page.wait_for_function(
-        """() => [...document.querySelectorAll("#viewer .stage:not([hidden]) img")].every(
-            image => image.complete && image.naturalWidth > 0
-        ) && !document.querySelector("#viewer .stage:not([hidden]) .loading")"""
-    )
 
 
 def test_overview_shows_every_label_and_leads_to_its_page(page: Page, site: Path) -> None:

@@ -58,12 +58,15 @@ def drawn_source(
     with_before: bool = True,
     drawn: DrawnImages | None = None,
     signs: Sequence[Sign] | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> SiteSource:
     """Discs on plain ground, a disc's patch typical, the ground's not.
 
-    Every label has a cluster of all but two of its highest patches and one of those two. The last
-    image of a label is all black.
+    Every label has clusters of these sizes, or one of all but two of its highest patches and one of
+    those two. The last image of a label is all black.
     """
+    sizes = sizes or (images_per_label - 2, 2)
+    of_rank = [cluster for cluster, size in enumerate(sizes) for _ in range(size)]
     drawn = drawn if drawn is not None else DrawnImages()
     rows = [
         row
@@ -73,7 +76,7 @@ def drawn_source(
     ]
     selection = pa.Table.from_pylist(rows)
     clusters = [
-        {**row, "cluster": int(row["label_rank"] >= images_per_label - 2), "distance": distance}
+        {**row, "cluster": of_rank[row["label_rank"]], "distance": distance}
         for row in rows
         if row["kind"] == "highest"
         for distance in [float(row["label_rank"] * 7 % 5)]
@@ -83,11 +86,11 @@ def drawn_source(
             "label": label,
             "cluster": cluster,
             "members": members,
-            "median_typicality": median,
+            "median_typicality": (3 - 2 * cluster / max(len(sizes) - 1, 1)) * 1e-3,
             "spread": 2e-4 * (1 + cluster),
         }
         for label in labels
-        for cluster, members, median in [(0, images_per_label - 2, 3e-3), (1, 2, 1e-3)]
+        for cluster, members in enumerate(sizes)
     ]
     before = selection.set_column(
         selection.schema.get_field_index("typicality"),
