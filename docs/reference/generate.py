@@ -13,7 +13,6 @@ import inspect
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,14 +24,29 @@ HERE = Path(__file__).resolve().parent
 REPOSITORY = HERE.parents[1]
 COMMAND = "make docs"
 NOTICE = f"<!-- Made by `{COMMAND}`: change what it is made from, and run that. -->"
+EXAMPLE = ">>> "
 LINE = 96
 """Characters of a signature that fits on one line."""
 
 PUBLIC = (
     (
         "Reading what a run made",
-        "A mined root as tables and arrays; [python.md](../python.md) has examples.",
-        {"results": "*"},
+        "A mined root as tables, arrays and pictures, also as `diffmining_core.open_results`: "
+        "[python.md](../python.md) has more examples.",
+        {"results.opened": ("open_results", "MinedResults")},
+    ),
+    (
+        "Taking it elsewhere",
+        "What `diffmining export` and `diffmining figures` do: [export.md](../export.md).",
+        {
+            "results.exports.coco": ("export_coco",),
+            "results.exports.csv_tables": ("export_csv",),
+            "results.exports.fiftyone": ("export_fiftyone",),
+            "results.exports.huggingface": ("export_huggingface",),
+            "results.exports.figure_files": ("write_figures",),
+            "results.exports.target": ("open_target",),
+            "report.layouts": ("Figure",),
+        },
     ),
     (
         "Images",
@@ -87,12 +101,11 @@ PUBLIC = (
         "",
         {
             "report.overlays": ("label_scale", "overlay", "diverging_colours", "colour_bar"),
-            "report.figures": ("cluster_figure", "strips_figure"),
         },
     ),
     ("Errors", "", {"errors": ("InputError",)}),
 )
-"""Heading, words, and the names of each module of `diffmining_core`; "*" for its `__all__`."""
+"""Heading, words, and the names of each module of `diffmining_core`."""
 
 
 def main() -> None:
@@ -266,8 +279,7 @@ def python() -> str:
             parts.append(f"{words}\n")
         for module, names in modules.items():
             found = package[module]
-            for name in (found.exports or ()) if names == "*" else names:
-                parts.append(documented(resolved(found[str(name)]), 3))
+            parts += [documented(resolved(found[name]), 3) for name in names]
     return (
         f"{NOTICE}\n# Python\n\n`diffmining_core` is plain Python, NumPy, Arrow and torch: no "
         "server, no scheduler. These are its names for use from outside; each is imported from "
@@ -290,13 +302,17 @@ def documented(found: Any, level: int) -> str:
         text += f"```python\n{signature(start, found.name)}\n```\n\n"
     text += markdown(found) + "\n"
     if found.is_class:
-        members = sorted(filter(is_documented, found.members.values()), key=lambda m: m.is_function)
-        for is_attribute, each in groupby(members, lambda member: member.is_attribute):
-            if is_attribute:
-                text += "\n" + "".join(map(attribute, each))
-            else:
-                text += "\n" + "\n".join(documented(method, level + 1) for method in each)
+        members = [each for each in found.members.values() if is_documented(each)]
+        lines = [each for each in members if is_line(each)]
+        text += "\n" + "".join(map(attribute, lines)) if lines else ""
+        others = (each for each in members if not is_line(each))
+        text += "".join("\n" + documented(each, level + 1) for each in others)
     return text
+
+
+def is_line(member: Any) -> bool:
+    """Whether it is shown in a line: a field or property that has no example."""
+    return bool(member.is_attribute) and EXAMPLE not in member.docstring.value
 
 
 def is_documented(member: Any) -> bool:
@@ -344,8 +360,14 @@ def stars(parameter: Any) -> str:
 
 
 def markdown(found: Any) -> str:
-    """A docstring as a page shows it."""
-    return str(found.docstring.value) if found.docstring else ""
+    """A docstring as a page shows it, its examples as blocks."""
+    text = found.docstring.value if found.docstring else ""
+    return re.sub(
+        rf"(?:^|(?<=\n)){EXAMPLE}.*?(?=\n\n(?!{EXAMPLE})|\Z)",
+        lambda example: f"```pycon\n{example[0]}\n```",
+        text,
+        flags=re.DOTALL,
+    )
 
 
 if __name__ == "__main__":

@@ -74,11 +74,15 @@ RUN_BY: Mapping[str, str] = {
     "test_xrays_as_published_are_scored_against_the_boxes_of_their_findings",
     "diffmining mine --dataset s3://photos/streets": "tests/e2e/test_s3_run.py::"
     "test_dataset_and_results_on_s3_are_as_on_local_disk",
+    "diffmining mine --dataset photos --root mined-sd": "tests/flows/test_own_recipe.py::"
+    "test_what_the_user_says_goes_before_the_recipe",
     "diffmining mine --recipe": "tests/flows/test_own_recipe.py::"
     "test_a_recipe_says_what_is_trained_on_mined_and_said",
     "diffmining nightly": "tests/flows/test_nightly.py::test_only_the_new_shard_was_measured",
     "diffmining recipes paintings.toml": "tests/core/recipes/test_recipes.py::"
     "test_the_worked_example_of_the_documentation_works",
+    "diffmining serve": "tests/flows/test_serve.py::"
+    "test_the_command_prints_its_address_and_ends_quietly",
     "diffmining study finetuning": "tests/flows/test_study.py::"
     "test_truth_is_measured_at_each_step_of_one_finetuning",
     "diffmining study timesteps": "tests/flows/test_study_sides.py::"

@@ -19,17 +19,20 @@ from command_table import (
     WORDS_IN_PLACE_OF,
 )
 from cyclopts import App, CycloptsError
-from written_pages import REPOSITORY, SHELL, Command, blocks, code_spans, commands, pages
+from written_pages import REPOSITORY, SHELL, Command, Page, blocks, code_spans, commands, pages
 
 from deployments.cli import app as _with_bootstrap  # noqa: F401 - it adds a command
 from diffmining_core.images.street_scenes import write_dataset
+from flows import demo
 from flows.cli import app
+from flows.parameters import MineParameters
 
 GENERATED = "docs/reference/"
 """Pages whose examples are those of --help: they are parsed, and named below, but not run again."""
-LANGUAGES = {SHELL, "json", "python", "text", "toml"}
+LANGUAGES = {SHELL, "json", "pycon", "python", "text", "toml"}
 INSIDE_A_CONTAINER = ("docker", "compose", "run", "--rm")
 COMMANDS = [command for page in pages() for command in commands(page)]
+RUNBOOK = Page("infra/RUNBOOK.md")
 PLACEHOLDERS = {"FLOW_RUN_ID": str(uuid4())}
 
 
@@ -61,9 +64,17 @@ def parsed_words(command: Command) -> tuple[str, ...]:
     return tuple(PLACEHOLDERS.get(word, word) for word in inner or command.words)
 
 
+def named_in_the_runbook() -> Iterator[Command]:
+    """The commands that stand in its text, each as it is typed."""
+    for span in code_spans(RUNBOOK):
+        if span.startswith(("diffmining ", "prefect ")):
+            an_id = [PLACEHOLDERS["FLOW_RUN_ID"]] if span == "prefect flow-run cancel" else []
+            yield Command(RUNBOOK.path, (*span.split(), *an_id))
+
+
 PARSED = {
     parsed_words(command): command
-    for command in COMMANDS
+    for command in [*COMMANDS, *named_in_the_runbook()]
     if parsed_words(command)[0] in ("diffmining", "prefect")
 }
 
@@ -220,3 +231,22 @@ def test_a_command_runs(command: Command, place: Path) -> None:
         except SystemExit as ended:
             assert not ended.code, said.getvalue()
     assert said.getvalue()
+
+
+@pytest.mark.usefixtures("prefect_api")
+def test_the_demo_runs_as_make_starts_it(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the scenes that are there, with the small numbers; all else is the demo's."""
+    makefile = (REPOSITORY / "Makefile").read_text(encoding="utf-8")
+    assert "\ndemo: $(INSTALLED)\n\t$(BIN)/diffmining demo\n" in makefile
+    small = {option.removeprefix("--").replace("-", "_"): value for option, value in SMALL.items()}
+    whole = demo.demo_parameters
+
+    def small_parameters(folder: Path) -> MineParameters:
+        return MineParameters(**{**whole(folder).model_dump(), **small})
+
+    monkeypatch.setattr(demo, "IMAGES_PER_COUNTRY", 3)
+    monkeypatch.setattr(demo, "demo_parameters", small_parameters)
+    with redirect_stdout(io.StringIO()) as said:
+        app(["demo"], exit_on_error=False, result_action="return_value")
+    assert "Truth: typicality against the planted elements" in said.getvalue()
+    assert (place / "demo" / "index.html").is_file()
