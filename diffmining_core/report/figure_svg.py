@@ -10,7 +10,8 @@ from xml.sax.saxutils import escape, quoteattr
 from PIL import Image
 
 from diffmining_core.report.escaping import printable
-from diffmining_core.report.layouts import PAPER, Figure, Picture, Text, colour, own_font_file
+from diffmining_core.report.figures import PAPER
+from diffmining_core.report.layouts import Figure, Picture, Text, colour, own_font_file
 
 _OWN, _OTHERS = "figure-letters", "Helvetica, Arial, 'DejaVu Sans', sans-serif"
 

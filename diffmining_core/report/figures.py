@@ -1,12 +1,11 @@
-"""Patches composed to pictures: sprites and covers for the page, figures for papers and slides.
+"""Patches composed to pictures: sprites and covers for the page, and small strips.
 
 In: patches as uint8 [k, k, 3]. Out: Pillow images, RGB.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -22,11 +21,9 @@ COLUMN_GAP, ROW_GAP = 2, 4  # px, the paper's
 COVER_ROWS, COVER_COLUMNS = 3, 5
 LABELS_PER_SHEET = 24
 
-_TILE = 96  # px of a patch in a figure
 _COVER_TILE, _COVER_GAP = 80, 4
 _SPRITE_COLUMNS, _SPRITE_GUTTER, _SPRITE_TILE = 20, 2, 128
-_INK, _MUTED, _PAPER = (26, 26, 24), (112, 110, 104), (255, 255, 255)
-_MARGIN = 40
+INK, MUTED, PAPER = (26, 26, 24), (112, 110, 104), (255, 255, 255)
 _SMALL_COLOURS = 96
 _CAPTION = 12  # px of the letters below a small patch
 
@@ -72,92 +69,24 @@ def cover_size(rows: Sequence[Sequence[object]]) -> tuple[int, int]:
     return _grid_size(rows, _COVER_TILE, _COVER_GAP, _COVER_GAP)
 
 
-def cluster_figure(rows: TileRows) -> Image.Image:
-    """The paper's main figure: a cluster per row, nearest members first, nothing else."""
-    shown = [row[:FIGURE_COLUMNS] for row in rows[:FIGURE_ROWS]]
-    return _grid(shown, _TILE, COLUMN_GAP, ROW_GAP, _PAPER)
-
-
 def small_strip(tiles: Sequence[Tile], side: int) -> Image.Image:
     """One row of patches of `side` px in few colours, for where every byte counts."""
-    return _grid([tiles], side, COLUMN_GAP, ROW_GAP, _PAPER).quantize(_SMALL_COLOURS)
+    return _grid([tiles], side, COLUMN_GAP, ROW_GAP, PAPER).quantize(_SMALL_COLOURS)
 
 
 def captioned_strip(tiles: Sequence[Tile], captions: Sequence[str], side: int) -> Image.Image:
     """A `small_strip` whose patches are framed, with a short caption below each."""
     size = min(_CAPTION, side // 4)
-    grid = _grid([tiles], side, COLUMN_GAP, ROW_GAP, _PAPER)
-    strip = Image.new("RGB", (grid.width, side + size + 2 * ROW_GAP), _PAPER)
+    grid = _grid([tiles], side, COLUMN_GAP, ROW_GAP, PAPER)
+    strip = Image.new("RGB", (grid.width, side + size + 2 * ROW_GAP), PAPER)
     strip.paste(grid)
     draw = ImageDraw.Draw(strip)
     for column, caption in enumerate(captions):
         x = column * (side + COLUMN_GAP)
-        draw.rectangle((x, 0, x + side - 1, side - 1), outline=_MUTED)
-        draw.text((x + side // 2, side + ROW_GAP), caption, _INK, font(caption, size), anchor="mt")
+        draw.rectangle((x, 0, x + side - 1, side - 1), outline=MUTED)
+        draw.text((x + side // 2, side + ROW_GAP), caption, INK, font(caption, size), anchor="mt")
     palette = strip.reduce(2).quantize(_SMALL_COLOURS)  # to choose it takes the time
     return strip.quantize(palette=palette, dither=Image.Dither.NONE)
-
-
-def strips_figure(strips: Mapping[str, Mapping[str, Sequence[Tile]]]) -> Image.Image:
-    """Columns of strips with a name at each row: {column heading: {row name: tiles}}.
-
-    A single column has no heading.
-    """
-    columns = {name: _strip_grid(rows) for name, rows in strips.items()}
-    names = list(next(iter(strips.values())))
-    longest = max((font(name, 20).getlength(name) for name in names), default=0)
-    names_width = max(110, math.ceil(longest) + 14)
-    heading_height, between = 34 if len(columns) > 1 else 0, 28
-    width = names_width + sum(grid.width + between for grid in columns.values()) - between
-    height = heading_height + max(grid.height for grid in columns.values())
-    figure = Image.new("RGB", (width, height), _PAPER)
-    draw = ImageDraw.Draw(figure)
-    for row, name in enumerate(names):
-        middle = heading_height + row * (_TILE + ROW_GAP) + _TILE // 2
-        draw.text((0, middle), name, _INK, font(name, 20), anchor="lm")
-    left = names_width
-    for heading, grid in columns.items():
-        if heading_height:
-            draw.text((left, 4), heading, _MUTED, font(heading, 18))
-        figure.paste(grid, (left, heading_height))
-        left += grid.width + between
-    return figure
-
-
-def overview_figure(title: str, labels: Sequence[tuple[str, TileRows]]) -> Image.Image:
-    """Labels with the best clusters of each, named, in one sheet."""
-    block_width = COVER_COLUMNS * (_TILE + COLUMN_GAP) - COLUMN_GAP
-    block_height = 44 + COVER_ROWS * (_TILE + ROW_GAP) - ROW_GAP
-    top = _MARGIN + 76
-
-    def badness(across: int) -> float:
-        """Share of empty places, and distance of the proportions from 3:2."""
-        down = -(-len(labels) // across)
-        return across * down / len(labels) + 0.3 * abs(
-            math.log(across * block_width / (down * block_height) / 1.5)
-        )
-
-    across = min(range(1, 6), key=badness)
-    down = -(-len(labels) // across)
-    sheet = Image.new(
-        "RGB",
-        (
-            _MARGIN + across * (block_width + _MARGIN),
-            top + down * (block_height + _MARGIN),
-        ),
-        _PAPER,
-    )
-    draw = ImageDraw.Draw(sheet)
-    title_font = font(title, 40)
-    draw.text((_MARGIN, _MARGIN), shortened(title, title_font, sheet.width), _INK, title_font)
-    for index, (label, rows) in enumerate(labels):
-        row, column = divmod(index, across)
-        x = _MARGIN + column * (block_width + _MARGIN)
-        y = top + row * (block_height + _MARGIN)
-        label_font = font(label, 26)
-        draw.text((x, y), shortened(label, label_font, block_width), _INK, label_font)
-        sheet.paste(_grid(rows, _TILE, COLUMN_GAP, ROW_GAP, _PAPER), (x, y + 44))
-    return sheet
 
 
 def font(text: str, size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -185,10 +114,6 @@ def shortened(
     while text and text_font.getlength(text + "...") > width:
         text = text[:-1]
     return text + "..."
-
-
-def _strip_grid(rows: Mapping[str, Sequence[Tile]]) -> Image.Image:
-    return _grid(list(rows.values()), _TILE, COLUMN_GAP, ROW_GAP, _PAPER)
 
 
 def _grid(

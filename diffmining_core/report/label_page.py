@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.compute as pc
-from PIL import Image
 
-from diffmining_core.report import figures
+from diffmining_core.report import figures, layouts
 from diffmining_core.report.charts import HistogramChart, histogram_chart
 from diffmining_core.report.environment import environment
 from diffmining_core.report.figures import Sprite, Tile
@@ -166,13 +165,11 @@ def _write_figures(
     strips: Mapping[str, Mapping[str, Sequence[Tile]]],
 ) -> dict[str, str]:
     """Write the label's figures; {what it shows: file name}."""
-    drawn: dict[str, tuple[str, Image.Image]] = {
-        "Strips": (f"{slug}-strips.png", figures.strips_figure(strips))
-    }
+    drawn = {"Strips": (f"{slug}-strips.png", layouts.strips_figure(strips))}
     if clusters:
-        drawn["Clusters"] = (f"{slug}-clusters.png", figures.cluster_figure(clusters))
-    for name, picture in drawn.values():
-        picture.save(folder / name)
+        drawn["Clusters"] = (f"{slug}-clusters.png", layouts.clusters_figure(clusters))
+    for name, figure in drawn.values():
+        figure.save(folder / name)
     return {what: name for what, (name, _) in drawn.items()}
 
 

@@ -19,15 +19,13 @@ from PIL import Image, ImageDraw, ImageFont
 from diffmining_core.errors import InputError
 from diffmining_core.report import figures
 from diffmining_core.report.escaping import printable
-from diffmining_core.report.figures import COLUMN_GAP, ROW_GAP, Tile, TileRows
+from diffmining_core.report.figures import COLUMN_GAP, INK, MUTED, PAPER, ROW_GAP, Tile, TileRows
 
 Ink = tuple[int, int, int]
 
 TILE = 96
 """Pixels of a patch in a figure."""
 FORMATS = ("png", "svg", "pdf")
-
-INK, MUTED, PAPER = (26, 26, 24), (112, 110, 104), (255, 255, 255)
 
 _MARGIN = 40
 _NAME, _HEADING, _LABEL, _TITLE = 20, 18, 26, 40  # px of letters
@@ -127,13 +125,13 @@ def own_font_file() -> bytes:
     return font.path.getvalue()
 
 
-def clusters_figure(title: str, rows: TileRows) -> Figure:
+def clusters_figure(rows: TileRows, title: str = "") -> Figure:
     """The paper's main figure: a cluster per row, nearest members first, nothing else."""
     shown = [row[: figures.FIGURE_COLUMNS] for row in rows[: figures.FIGURE_ROWS]]
     return Figure(title, *_size(shown), tuple(_grid(shown, 0, 0)))
 
 
-def strips_figure(title: str, strips: Mapping[str, Mapping[str, Sequence[Tile]]]) -> Figure:
+def strips_figure(strips: Mapping[str, Mapping[str, Sequence[Tile]]], title: str = "") -> Figure:
     """Columns of strips with a name at each row: {column heading: {row name: tiles}}.
 
     A single column has no heading.

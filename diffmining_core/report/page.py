@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from diffmining_core.report import figures
+from diffmining_core.report import figures, layouts
 from diffmining_core.report.charts import LossChart, bin_chart, loss_chart
 from diffmining_core.report.environment import STATIC, environment
 from diffmining_core.report.figures import Tile
@@ -71,7 +71,7 @@ def write_site(
         at_a_glance.append((label, write_label(site, label)))
         if len(at_a_glance) == figures.LABELS_PER_SHEET or label == source.labels[-1]:
             if sheets:
-                sheet = figures.overview_figure(source.title, at_a_glance)
+                sheet = layouts.overview_figure(source.title, at_a_glance)
                 sheet.save(folder / "figures" / sheets.pop(0))
             at_a_glance.clear()
         advance()

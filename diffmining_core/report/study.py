@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from diffmining_core.report import figures
+from diffmining_core.report import layouts
 from diffmining_core.report.charts import LineChart, line_chart
 from diffmining_core.report.environment import STATIC, environment
 from diffmining_core.report.figures import Tile
+from diffmining_core.report.layouts import Figure
 from diffmining_core.report.page import fact_groups
 from diffmining_core.report.source import KINDS, label_slugs
 
@@ -94,8 +95,8 @@ def _chart(study: Study, what: str) -> LineChart:
     return line_chart(steps, lines)
 
 
-def _strips(tiles: Mapping[str, Mapping[int, Sequence[Tile]]], count: int | None) -> Any:
-    return figures.strips_figure(
+def _strips(tiles: Mapping[str, Mapping[int, Sequence[Tile]]], count: int | None) -> Figure:
+    return layouts.strips_figure(
         {
             label: {f"step {step}": row[:count] for step, row in by_step.items()}
             for label, by_step in tiles.items()

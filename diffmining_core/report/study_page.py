@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from diffmining_core.report import figures
+from diffmining_core.report import layouts
 from diffmining_core.report.charts import StripPlot, line_chart
 from diffmining_core.report.environment import STATIC, environment
 from diffmining_core.report.escaping import markdown_text
 from diffmining_core.report.figures import Tile
+from diffmining_core.report.layouts import Figure
 from diffmining_core.report.page import fact_groups
 from diffmining_core.report.source import label_slugs
 
@@ -136,13 +135,13 @@ def _file(chart: Chart) -> str:
     return f"figures/{chart.name}.svg"
 
 
-def _strips(tiles: Mapping[str, Mapping[str, Sequence[Tile]]], count: int | None) -> Image.Image:
+def _strips(tiles: Mapping[str, Mapping[str, Sequence[Tile]]], count: int | None) -> Figure:
     """A column for each label; a row that no label has anything in is left out."""
     names = [
         name
         for name in next(iter(tiles.values()))
         if any(len(rows[name]) for rows in tiles.values())
     ]
-    return figures.strips_figure(
+    return layouts.strips_figure(
         {label: {name: rows[name][:count] for name in names} for label, rows in tiles.items()}
     )

@@ -32,7 +32,7 @@ def clusters_figure(source: SiteSource, label: str) -> Figure:
             "images of it, or draw its strips"
         )
     rows = [one.patches[: figures.FIGURE_COLUMNS] for one in clusters[: figures.FIGURE_ROWS]]
-    return layouts.clusters_figure(label, tiles_of(source, rows))
+    return layouts.clusters_figure(tiles_of(source, rows), label)
 
 
 def strips_figure(source: SiteSource, label: str) -> Figure:
@@ -49,7 +49,7 @@ def strips_figure(source: SiteSource, label: str) -> Figure:
         }
         for heading, selection in columns.items()
     }
-    return layouts.strips_figure(label, strips)
+    return layouts.strips_figure(strips, label)
 
 
 def overview_figures(source: SiteSource) -> Iterator[Figure]:

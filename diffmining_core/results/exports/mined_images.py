@@ -111,4 +111,5 @@ def clustered_patches(results: MinedResults) -> pa.Table:
     """The patches of all labels; those in a cluster with its number and their distance to it."""
     clusters = results.clusters().select([*PLACE, "cluster", "distance"])
     joined = results.patches().join(clusters, list(PLACE), join_type="left outer")
-    return joined.sort_by([(name, "ascending") for name in ("label", "kind", "label_rank")])
+    order = [(name, "ascending") for name in ("label", "kind", "label_rank")]
+    return joined.sort_by(order).combine_chunks()

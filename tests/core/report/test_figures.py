@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from diffmining_core.report import figures
+from diffmining_core.report import figures, layouts
 from diffmining_core.report.figures import Tile
 
 
@@ -11,8 +11,8 @@ def tile(value: int, side: int = 24) -> Tile:
     return np.full((side, side, 3), value, np.uint8)
 
 
-def test_cluster_figure_is_six_by_six_with_the_papers_gaps() -> None:
-    picture = figures.cluster_figure([[tile(9)] * 20] * 32)
+def test_clusters_figure_is_six_by_six_with_the_papers_gaps() -> None:
+    picture = layouts.clusters_figure([[tile(9)] * 20] * 32).image()
     assert picture.size == (6 * 96 + 5 * 2, 6 * 96 + 5 * 4)
     pixels = np.asarray(picture)
     assert (pixels[:, 96:98] == 255).all()
@@ -20,8 +20,8 @@ def test_cluster_figure_is_six_by_six_with_the_papers_gaps() -> None:
     assert (pixels[:96, :96] == 9).all()
 
 
-def test_cluster_figure_takes_what_there_is() -> None:
-    assert figures.cluster_figure([[tile(9)] * 2]).size == (2 * 96 + 2, 96)
+def test_clusters_figure_takes_what_there_is() -> None:
+    assert layouts.clusters_figure([[tile(9)] * 2]).image().size == (2 * 96 + 2, 96)
 
 
 def test_sprite_finds_every_tile_and_repeats_its_border() -> None:
@@ -47,8 +47,8 @@ def test_cover_size_needs_no_pixels() -> None:
 
 def test_strips_figure_names_rows_and_columns() -> None:
     rows = {"Highest": [tile(10)] * 6, "Random": [tile(20)] * 6, "Lowest": []}
-    alone = figures.strips_figure({"After": rows})
-    beside = figures.strips_figure({"Before": rows, "After": rows})
+    alone = layouts.strips_figure({"After": rows}).image()
+    beside = layouts.strips_figure({"Before": rows, "After": rows}).image()
     assert alone.height == 3 * 96 + 2 * 4
     assert beside.height > alone.height
     assert beside.width > 2 * 6 * 96
@@ -56,8 +56,8 @@ def test_strips_figure_names_rows_and_columns() -> None:
 
 
 def test_a_long_name_of_a_row_makes_room_for_itself() -> None:
-    short = figures.strips_figure({"": {"Highest": [tile(10)]}})
-    long = figures.strips_figure({"": {"Highest of all patches": [tile(10)]}})
+    short = layouts.strips_figure({"": {"Highest": [tile(10)]}}).image()
+    long = layouts.strips_figure({"": {"Highest of all patches": [tile(10)]}}).image()
     assert long.width > short.width + 60
     assert (np.asarray(long)[:, -96:] == 10).all()
     assert (np.asarray(long)[:, -106:-96] == 255).all()
@@ -66,10 +66,10 @@ def test_a_long_name_of_a_row_makes_room_for_itself() -> None:
 @pytest.mark.parametrize("count", [1, 5, 10, 24])
 def test_overview_figure_has_a_block_for_every_label(count: int) -> None:
     rows = [[tile(7)] * 5] * 3
-    picture = figures.overview_figure("Title", [(f"label {n}", rows) for n in range(count)])
+    picture = layouts.overview_figure("Title", [(f"label {n}", rows) for n in range(count)]).image()
     assert (np.asarray(picture) == 7).all(axis=2).sum() == count * 15 * 96 * 96
 
 
 def test_overview_figure_takes_any_text() -> None:
     labels = [("東京 " * 50, [[tile(7)]]), ("line\nbreak", []), ("\u202e<b>", [[tile(7)]])]
-    assert figures.overview_figure("T" * 500, labels).width < 4000
+    assert layouts.overview_figure("T" * 500, labels).image().width < 4000
