@@ -156,6 +156,7 @@ NOT_RUN: Mapping[str, str] = {
     "python -m benchmarks.soak": HOURS,
     "pip install": "installs this package; the tests run in what it has installed",
     "python3 -m venv": "makes an environment; the tests run in one",
+    "python docs/photograph_gallery.py": "takes a mined demo; tests/browser opens the gallery",
     "prefect automation ls": A_LOOK,
     "prefect block": A_LOOK,
     "prefect deployment schedule ls": A_LOOK,
