@@ -6,6 +6,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from diffmining_core.store.ledger import Attempt, finished, read_bytes, read_man
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
-from tasks import clusters, finetune, typicality
+from tasks import clusters, features, finetune, typicality
 from tasks.features import feature_matrix, label_features
 from tasks.index import set_aside_rows
 from tasks.progress import Progress
@@ -151,7 +152,7 @@ def site_source(
     shown = shown_pairs(selection, before, clustered, ranking)
     after_maps = spooled(root, results.typicality, aside / "after.maps", shown)
     before_maps = spooled(root, results.typicality_before, aside / "before.maps", shown)
-    features = features_of_labels(root, results)
+    embedded = features_of_labels(root, results)
     set_aside = list(set_aside_rows(root, results.dataset))
     set_aside += typicality.set_aside_images(root, results.dataset, results.typicality)
     return SiteSource(
@@ -170,7 +171,7 @@ def site_source(
         load_pixels=lambda uri: load_pixels(uri, results.size),
         typicality=lambda image_id, label: after_maps[image_id, label],
         typicality_before=lambda image_id, label: before_maps.get((image_id, label)),
-        facts=facts,
+        facts={**facts, **made_with(root, results)},
         before=before,
         truth=truth,
         losses=training_losses(root.url, results.finetune) if results.finetune else None,
@@ -178,7 +179,7 @@ def site_source(
         signs=found_signs(root.url, signs) if signs else (),
         sign_picture=(lambda name: sign_picture(root, signs, name)) if signs else None,
         ranking=ranking,
-        features=lambda label: patch_features(root, features[label]) if label in features else None,
+        features=lambda label: patch_features(root, embedded[label]) if label in embedded else None,
     )
 
 
@@ -186,6 +187,28 @@ def spooled(root: Root, keys: Sequence[str], path: Path, wanted: set[Pair]) -> S
     """The wanted maps of these units, in the file `path`."""
     units = (read_maps(root, finished(root, typicality.STAGE, key)) for key in keys)
     return SpooledMaps(path, units, wanted)
+
+
+def made_with(root: Root, results: Results) -> dict[str, Any]:
+    """What the published units say of how they came about: their cost, by stage, and versions."""
+    keys = {
+        finetune.STAGE: [results.finetune] if results.finetune else [],
+        typicality.STAGE: [*results.typicality, *results.typicality_before],
+        features.STAGE: list(features_of_labels(root, results).values()),
+    }
+    cost, versions = {}, dict[str, str]()
+    for stage, of_stage in keys.items():
+        units = [finished(root, stage, key) for key in of_stage]
+        if not units:
+            continue
+        seconds = sum(unit.seconds for unit in units)
+        forwards = sum(unit.counts.get("unet_forwards", 0) for unit in units)
+        devices = ", ".join(sorted({unit.device for unit in units}))
+        cost[stage] = (
+            f"{timedelta(seconds=round(seconds))} on {devices}, {forwards:,} UNet forwards"
+        )
+        versions |= units[-1].versions
+    return {"cost": cost, "versions": versions}
 
 
 def features_of_labels(root: Root, results: Results) -> dict[str, str]:

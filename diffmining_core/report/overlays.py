@@ -32,7 +32,7 @@ def label_scale(maps: Iterable[NDArray[np.float32]]) -> float:
 
 
 def overlay(
-    typicality: NDArray[np.float32], scale: float, pixels: int = PIXELS_PER_CELL
+    typicality: NDArray[np.float32], scale: float, pixels: float = PIXELS_PER_CELL
 ) -> Image.Image:
     """The map [h, w], upsampled bilinearly (`align_corners=False`) and coloured: RGBA.
 
@@ -41,7 +41,7 @@ def overlay(
     """
     height, width = typicality.shape
     larger = Image.fromarray(typicality.astype(np.float32)).resize(
-        (width * pixels, height * pixels), Image.Resampling.BILINEAR
+        (max(round(width * pixels), 1), max(round(height * pixels), 1)), Image.Resampling.BILINEAR
     )
     return Image.fromarray(diverging_colours(np.asarray(larger) / scale))
 

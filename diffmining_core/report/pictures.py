@@ -33,11 +33,11 @@ _IMAGE_TILE = 128  # px of a whole image in a row
 
 @dataclass(frozen=True)
 class PictureSizes:
-    """How large and how many the pictures of a site are; qualities are WebP's, from 0 to 100.
+    """How large and how many the pictures of a site are; qualities are from 0 to 100.
 
     per_cluster: patches shown. tile: px of a patch at most. source: px of the longer side of a
-    source image at most. overlay: px of one position of a map. figures: whether each label has
-    them, which are large.
+    source image at most, suffix its kind. overlay: px of one position of a map. figures: whether
+    each label has them, which are large.
     """
 
     per_cluster: int
@@ -45,16 +45,23 @@ class PictureSizes:
     tile_quality: int
     source: int
     source_quality: int
-    overlay: int
+    suffix: str
+    overlay: float
     overlay_quality: int
     figures: bool
 
 
 _SIZES = (
-    (24, PictureSizes(SHOWN_PER_CLUSTER, 128, 88, 768, 82, PIXELS_PER_CELL, 60, figures=True)),
-    (100, PictureSizes(8, 96, 80, 448, 60, 2, 50, figures=True)),
+    (
+        24,
+        PictureSizes(
+            SHOWN_PER_CLUSTER, 128, 88, 768, 82, ".webp", PIXELS_PER_CELL, 60, figures=True
+        ),
+    ),
+    (100, PictureSizes(8, 96, 80, 448, 60, ".webp", 2, 50, figures=True)),
 )
-_SMALL = PictureSizes(6, 64, 65, 256, 40, 1, 40, figures=False)
+# AVIF takes two thirds of WebP's bytes, and as long again to write.
+_SMALL = PictureSizes(6, 64, 62, 224, 33, ".avif", 0.5, 40, figures=False)
 
 
 def picture_sizes(labels: int) -> PictureSizes:
@@ -139,7 +146,7 @@ def write_label_pictures(
 
     def read(of_image: list[Patch]) -> NDArray[np.uint8]:
         pixels = source.load_pixels(of_image[0].uri)
-        _write_source(pixels, folder / _source_path(of_image[0].image_id), sizes)
+        _write_source(pixels, folder / _source_path(of_image[0].image_id, sizes), sizes)
         return pixels
 
     images = {}
@@ -161,7 +168,7 @@ def write_label_pictures(
             uri=first.uri,
             height=pixels.shape[0],
             width=pixels.shape[1],
-            source=_source_path(first.image_id),
+            source=_source_path(first.image_id, sizes),
             overlay=f"{stem}.webp",
             overlay_before=f"{stem}-before.webp" if first.image_id in before else None,
         )
@@ -197,7 +204,10 @@ def _write_source(pixels: NDArray[np.uint8], path: Path, sizes: PictureSizes) ->
         return
     picture = Image.fromarray(pixels)
     picture.thumbnail((sizes.source, sizes.source), Image.Resampling.LANCZOS)
-    save_webp(picture, path, sizes.source_quality)
+    if sizes.suffix == ".avif":
+        picture.save(path, "AVIF", quality=sizes.source_quality, speed=8)
+    else:
+        save_webp(picture, path, sizes.source_quality)
 
 
 def save_webp(image: Image.Image, path: Path, quality: int) -> None:
@@ -205,8 +215,8 @@ def save_webp(image: Image.Image, path: Path, quality: int) -> None:
     image.save(path, "WEBP", quality=quality, alpha_quality=quality, method=3)
 
 
-def _source_path(image_id: str) -> str:
-    return f"images/{_file_stem(image_id)}.webp"
+def _source_path(image_id: str, sizes: PictureSizes) -> str:
+    return f"images/{_file_stem(image_id)}{sizes.suffix}"
 
 
 def _file_stem(image_id: str) -> str:

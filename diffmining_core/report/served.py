@@ -27,6 +27,7 @@ TYPES = {
     ".pdf": "application/pdf",
     ".png": "image/png",
     ".svg": "image/svg+xml",
+    ".avif": "image/avif",
     ".webp": "image/webp",
 }
 """Of the files that pages consist of and lead to, by the end of their names."""
