@@ -24,7 +24,7 @@ from diffmining_core.store.ledger import (
     read_json,
     read_manifests,
 )
-from diffmining_core.store.roots import open_root
+from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks.finetune_process import (
     HELD_OUT,
@@ -215,6 +215,11 @@ def losses(root: str, key: str) -> dict[str, Any]:
     opened = open_root(root)
     found: dict[str, Any] = read_json(opened, finished(opened, STAGE, key), LOSSES)
     return found
+
+
+def card(root: Root, key: str) -> bytes:
+    """The model card of a published finetuning, Markdown."""
+    return read_bytes(root, finished(root, STAGE, key), f"{MODEL}/README.md")
 
 
 def last_preview(root: str, key: str) -> tuple[int, bytes] | None:

@@ -178,6 +178,7 @@ def site_source(
         preview=finetune.last_preview(root.url, results.finetune) if results.finetune else None,
         signs=found_signs(root.url, signs) if signs else (),
         sign_picture=(lambda name: sign_picture(root, signs, name)) if signs else None,
+        model_card=finetune.card(root, results.finetune) if results.finetune else None,
         ranking=ranking,
         features=lambda label: patch_features(root, embedded[label]) if label in embedded else None,
     )

@@ -42,6 +42,7 @@ from diffmining_core.signs import Sign
 _SET_ASIDE_SHOWN = 100
 _SIGNS_SHOWN = 2  # of one name; the others fold away
 PREVIEW = "figures/generated.png"
+MODEL_CARD = "data/model-card.md"
 _SEARCH_FROM = 9  # labels that are not seen at one glance
 
 
@@ -79,6 +80,8 @@ def write_site(
     _write_sign_pictures(source, folder / "signs")
     if source.preview:
         (folder / PREVIEW).write_bytes(source.preview[1])
+    if source.model_card:
+        (folder / MODEL_CARD).write_bytes(source.model_card)
     (folder / "index.html").write_text(render_index(source, ""), encoding="utf-8")
     compare = (
         environment()
@@ -130,6 +133,7 @@ def render_index(source: SiteSource, prefix: str) -> str:
             preview=(source.preview[0], PREVIEW) if source.preview else None,
             notes=[str(note) for note in source.facts.get("notes", [])],
             facts=fact_groups(source.facts),
+            model_card=MODEL_CARD if source.model_card else None,
             set_aside=set_aside,
             set_aside_count=source.set_aside.num_rows,
             sheets=_sheet_names(source),

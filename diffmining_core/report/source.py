@@ -77,6 +77,7 @@ class SiteSource:
         preview: step and PNG of images that the finetuned model generates, a row a label.
         signs: of failure; the page puts warnings before notes.
         sign_picture: name of a sign's picture -> its bytes, WebP.
+        model_card: of the finetuned model, Markdown.
         ranking: of whole images by their mean typicality.
         features: label -> image_id, y, x and float32 features [n, d] of its highest patches, or
             None where there are none.
@@ -99,6 +100,7 @@ class SiteSource:
     preview: tuple[int, bytes] | None = None
     signs: Sequence[Sign] = ()
     sign_picture: Callable[[str], bytes] | None = None
+    model_card: bytes | None = None
     ranking: ImageRanking | None = None
     features: Callable[[str], PatchFeatures | None] | None = None
 

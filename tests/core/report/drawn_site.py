@@ -131,6 +131,7 @@ def drawn_source(
         preview=(500, drawn_preview()),
         signs=signs if signs is not None else drawn_signs(labels),
         sign_picture=lambda name: drawn_picture(),
+        model_card=b"# A model of discs\n",
         ranking=drawn_ranking(drawn, rows),
         features=lambda label: drawn_features(rows, label),
     )

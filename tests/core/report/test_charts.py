@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 
 from diffmining_core.report.charts import (
@@ -9,6 +10,7 @@ from diffmining_core.report.charts import (
     WIDTH,
     LossChart,
     bin_chart,
+    histogram_chart,
     line_chart,
     loss_chart,
     strip_plot,
@@ -118,3 +120,26 @@ def test_names_of_lines_that_end_together_stay_apart_and_in_the_picture() -> Non
 def test_a_line_chart_of_nothing_but_zeros_is_flat() -> None:
     chart = line_chart([0, 1], {"a": [0.0, 0.0]})
     assert {y for _, y in chart.lines[0].dots} == {chart.bottom}
+
+
+def test_a_histogram_counts_all_values_and_no_bar_straddles_zero() -> None:
+    values = np.random.default_rng(0).normal(0.5, 1, 400)
+    chart = histogram_chart(values.tolist())
+    assert chart.zero is not None
+    for x, _, width, height, above in chart.bars:
+        assert (x >= chart.zero - 0.1) == above
+        assert above or x + width <= chart.zero + 0.1
+        assert height > 0
+    left, right = chart.bars[0], chart.bars[-1]
+    assert chart.left <= left[0] < right[0] + right[2] <= chart.right + 0.1
+    assert [text for _, text in chart.x_ticks if text.startswith("−")], "a minus sign, no hyphen"
+
+
+def test_a_value_far_from_all_others_leaves_them_readable() -> None:
+    near = np.random.default_rng(0).normal(0, 1, 400).tolist()
+    assert len(histogram_chart([*near, 1e6]).bars) > 20
+
+
+def test_a_histogram_of_equal_values_is_one_bar() -> None:
+    for values in ([0.0], [2.5, 2.5, 2.5]):
+        assert len(histogram_chart(values).bars) == 1

@@ -311,6 +311,8 @@ def test_figures_and_numbers_are_beside_the_pages(site: Path) -> None:
     summary = json.loads((site / "data" / "summary.json").read_text(encoding="utf-8"))
     assert summary["truth"]["average_precision"]["after"] == 0.61
     assert summary["labels"][0]["patches"] == 8
+    assert pq.read_table(site / "data" / "images.parquet").num_rows == 16
+    assert (site / "data" / "model-card.md").read_text().startswith("# A model of discs")
 
 
 def test_each_image_is_read_a_bounded_number_of_times(tmp_path: Path) -> None:

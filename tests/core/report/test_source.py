@@ -3,9 +3,17 @@ from __future__ import annotations
 import dataclasses
 import re
 
+import pyarrow.compute as pc
 from drawn_site import HOSTILE, drawn_source
 
-from diffmining_core.report.source import best_rows, label_clusters, label_patches, label_slugs
+from diffmining_core.report.source import (
+    STRIP_REACH,
+    best_rows,
+    label_clusters,
+    label_patches,
+    label_slugs,
+    shown_pairs,
+)
 
 
 def test_plain_labels_keep_their_name() -> None:
@@ -68,3 +76,23 @@ def test_small_clusters_come_last_at_a_glance() -> None:
     table = type(source.cluster_summary).from_pylist(flipped)
     changed = dataclasses.replace(source, cluster_summary=table)
     assert [len(row) for row in best_rows(changed, "barn", 3, 5)] == [2, 5]
+
+
+def test_maps_are_wanted_of_what_a_page_may_show_only() -> None:
+    source = drawn_source(images_per_label=80, sizes=(40, 40))
+    pairs = shown_pairs(source.selection, source.before, source.clusters, None)
+    of_barn = {image_id for image_id, label in pairs if label == "barn"}
+    ranks = source.selection.filter(pc.equal(source.selection["label"], "barn"))
+    strips = set(ranks.filter(pc.less(ranks["label_rank"], STRIP_REACH))["image_id"].to_pylist())
+    assert strips < of_barn
+    central = {
+        patch.image_id for cluster in label_clusters(source, "barn") for patch in cluster.patches
+    }
+    assert central <= of_barn == strips | central
+    assert source.ranking is not None
+    ends = shown_pairs(source.selection, None, source.clusters, source.ranking) - pairs
+    assert ends <= {
+        (image_id, label)
+        for label, images in source.ranking.of_label.items()
+        for _, image_id, _ in (*images.highest, *images.lowest)
+    }
