@@ -9,8 +9,8 @@ from diffmining_core.errors import InputError
 from diffmining_core.images.sources import canonical_url, check_source
 from diffmining_core.models.files import find_model
 from diffmining_core.recipes import MINED, TRAIN
-from diffmining_core.store.roots import open_root
-from diffmining_core.store.runs import open_run
+from diffmining_core.store.roots import Root, open_root
+from diffmining_core.store.runs import open_run, run_identity
 from flows.parameters import FinetuneParameters, IndexParameters, TypicalityParameters
 
 
@@ -20,6 +20,12 @@ def check_inputs(parameters: FinetuneParameters) -> None:
     The root comes last: a mistyped dataset or model must not put its name on a fresh root.
     InputError for recipe, prompts, timesteps, dataset, model or root, in this order.
     """
+    check_sources(parameters)
+    claim_root(parameters)
+
+
+def check_sources(parameters: FinetuneParameters) -> None:
+    """Refuse what cannot be finetuned on or mined, whatever the root."""
     check_places(parameters)
     settings = parameters.settings()
     if isinstance(parameters, TypicalityParameters):
@@ -31,7 +37,6 @@ def check_inputs(parameters: FinetuneParameters) -> None:
         check_source(parameters.dataset, settings.recipe.layout(split))
     find_model(parameters.model_source())
     find_model(parameters.start_source())
-    claim_root(parameters)
 
 
 def check_dataset(parameters: IndexParameters) -> None:
@@ -63,6 +68,21 @@ def check_places(parameters: IndexParameters) -> None:
 def claim_root(parameters: IndexParameters) -> None:
     """Put the dataset's name on a fresh root; InputError if it holds another's results."""
     open_run(open_root(parameters.root), {"dataset": canonical_url(parameters.dataset)})
+
+
+def unclaimed_root(parameters: IndexParameters) -> Root | None:
+    """The root as it is, None where there is none yet; nothing is written.
+
+    InputError if it holds the results of another dataset, or cannot be read.
+    """
+    is_local = "://" not in parameters.root
+    if is_local and not Path(parameters.root).exists():
+        return None
+    root = open_root(parameters.root, create=not is_local)  # which writes nothing elsewhere
+    if run_identity(root) is None:
+        return None
+    open_run(root, {"dataset": canonical_url(parameters.dataset)})
+    return root
 
 
 def check_steps(steps: int, inversion_stride: int) -> None:

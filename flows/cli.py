@@ -52,6 +52,19 @@ Exit status: 0, it is done. 1, something failed or is to be done again; the same
 from there. 2, something is for you to mend, and one sentence says what. 130, you interrupted it;
 what is finished is kept."""
 
+DryRun = Annotated[
+    bool,
+    Parameter(
+        negative="",
+        help="Only say what it would take: images, UNet forwards, hours, bytes and memory. Nothing "
+        "is written; the model runs for a few seconds, to see how fast this device is.",
+    ),
+]
+CostPerHour = Annotated[
+    float | None,
+    Parameter(help="With --dry-run: price of an hour of this device, in any currency."),
+]
+
 app = App(
     name="diffmining",
     help="Show what is typical of each label of an image collection.",
@@ -76,14 +89,21 @@ app.register_install_completion_command(
 @command(
     app,
     "diffmining mine --dataset photos --root mined",
-    "diffmining mine --dataset photos --root mined --model stable-diffusion-v1-5/"
-    "stable-diffusion-v1-5",
+    "diffmining mine --dry-run --dataset photos --root mined --model stable-diffusion-v1-5/"
+    "stable-diffusion-v1-5 --cost-per-hour 2.5",
 )
-def mine(parameters: Annotated[MineParameters, Parameter(name="*")]) -> Answer:
+def mine(
+    parameters: Annotated[MineParameters, Parameter(name="*")],
+    *,
+    dry_run: DryRun = False,
+    cost_per_hour: CostPerHour = None,
+) -> Answer:
     """Mine a dataset: index, finetune, measure typicality, cluster patches, draw the page.
 
     Run it again with the same dataset, model and root to go on where it stopped.
     """
+    if dry_run:
+        return expected_answer(parameters, cost_per_hour)
     check_inputs(parameters)  # the flow does so too, but only once it has a server
     from flows.mine import mine as flow
 
@@ -160,11 +180,18 @@ def finetune(
     "diffmining typicality --dataset photos --root mined --model mined/finetune/KEY/attempt-ID/"
     "model --finetune-steps 0",
 )
-def typicality(parameters: Annotated[TypicalityParameters, Parameter(name="*")]) -> Answer:
+def typicality(
+    parameters: Annotated[TypicalityParameters, Parameter(name="*")],
+    *,
+    dry_run: DryRun = False,
+    cost_per_hour: CostPerHour = None,
+) -> Answer:
     """Measure typicality only: index, finetune, and make the maps of every shard.
 
     `mine` at the same root then takes these maps.
     """
+    if dry_run:
+        return expected_answer(parameters, cost_per_hour)
     check_inputs(parameters)
     from flows.typicality import typicality as flow
 
@@ -444,6 +471,13 @@ def demo(folder: Path = Path("demo")) -> Answer:
 
     summary = run(folder)
     return Answer(summary, lambda: print_end(summary))
+
+
+def expected_answer(parameters: TypicalityParameters, cost_per_hour: float | None) -> Answer:
+    """What a run would take."""
+    from flows.dry_run import dry_run
+
+    return told_answer(dry_run(parameters, cost_per_hour))
 
 
 def study_answer(summary: dict[str, Any]) -> Answer:

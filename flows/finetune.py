@@ -216,7 +216,10 @@ def image_geometry(parameters: FinetuneParameters) -> Geometry:
 
 def size_text(size: float) -> str:
     """Bytes for a person."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    for unit, name in ((1e9, "GB"), (1e6, "MB")):
+        if size >= unit:
+            return f"{size / unit:.{2 if unit == 1e9 else 0}f} {name}"
+    return f"{size / 1e3:.0f} kB"
 
 
 def time_text(seconds: float) -> str:

@@ -64,7 +64,8 @@ def measure(url: str, shard: Shard) -> None:
         ]
         attempt.write_table("patches.parquet", pa.Table.from_pylist(rows, schema=PATCH_SCHEMA))
 
-    complete(root, Unit("patches", "p", (maps.key,), {"size": 16}), produce)
+    for version in ("0", "1"):  # as after an upgrade: the later ones are shown
+        complete(root, Unit("patches", version, (maps.key,), {"size": 16}), produce)
 
 
 def make_page(url: str) -> str:

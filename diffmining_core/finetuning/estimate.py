@@ -20,7 +20,10 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from diffmining_core.finetuning.losses import BINS
 from diffmining_core.finetuning.options import FinetuneOptions, FinetuneRunning
+from diffmining_core.finetuning.previews import DDIM_STEPS, LABELS_SHOWN
+from diffmining_core.finetuning.sampling import LEAST_TRAINED_PER_HELD_OUT
 from diffmining_core.finetuning.training import accelerated, chosen_precision
 from diffmining_core.finetuning.weights import trainable
 from diffmining_core.models.pipelines import quiet_libraries
@@ -103,6 +106,24 @@ def estimate(
         step_flops=step_flops,
         seconds=flops / (speed or ASSUMED_FLOPS) / running.processes,
         measured=speed is not None,
+    )
+
+
+def finetune_forwards(
+    options: FinetuneOptions, running: FinetuneRunning, images: int, labels: int
+) -> int:
+    """Images that go through the UNet: those of the steps, of losses held out, of previews.
+
+    At most so many, where of the last image of some label none can be held out.
+    """
+    held_out = min(options.held_out, images // LEAST_TRAINED_PER_HELD_OUT)
+    looks = 1 + -(-options.steps // running.evaluate_every)
+    previews = options.steps // running.preview_every if running.preview_every else 0
+    pictures = min(labels, LABELS_SHOWN) * running.previews_per_label
+    return (
+        options.steps * options.batch_size
+        + looks * 2 * held_out * BINS
+        + previews * pictures * 2 * DDIM_STEPS
     )
 
 

@@ -65,11 +65,9 @@ class SoFar:
     def __init__(self, root: Root) -> None:
         self.root = root
         self.seen: set[str] = set()
-        self.shards = 0
-        """Units whose patches are in the strips."""
-        self.best: dict[str, list[Found]] = {}
-        self.patches: dict[str, int] = {}
+        self.newest: Manifest | None = None
         self.tiles: dict[Found, Tile | None] = {}
+        self._begin()
 
     def look(self) -> list[Strip]:
         """The strips as of now; nothing where no patches of the run are published yet.
@@ -88,12 +86,37 @@ class SoFar:
         manifests = read_manifests(self.root, "patches", keys)
         measured = self._measured({manifest.inputs[0] for manifest in manifests})
         tables = {m.facts["content_id"]: m for m in read_manifests(self.root, "index")}
+        self._follow(max(manifests, key=lambda manifest: manifest.created))
+        self.seen.update(keys)
         for manifest in manifests:
-            self.seen.add(manifest.key)
+            if not self._is_current(manifest):
+                continue
             maps = measured.get(manifest.inputs[0])
             # Of a shard that has lost images since, few are: they wait for the gallery.
             if maps and (shard := tables.get(maps.inputs[0])):
                 self._add(manifest, maps, shard)
+
+    def _begin(self) -> None:
+        self.shards = 0
+        """Units whose patches are in the strips."""
+        self.best: dict[str, list[Found]] = {}
+        self.patches: dict[str, int] = {}
+
+    def _follow(self, newest: Manifest) -> None:
+        """Begin anew where a later run cuts patches in another way."""
+        if self.newest and newest.created < self.newest.created:
+            return
+        before, self.newest = self.newest, newest
+        if before and not self._is_current(before):
+            self._begin()
+
+    def _is_current(self, patches: Manifest) -> bool:
+        """Whether they were cut as the newest were: the same maps may have several."""
+        newest = self.newest
+        return newest is not None and (patches.algo, patches.parameters) == (
+            newest.algo,
+            newest.parameters,
+        )
 
     def _measured(self, maps: Iterable[str]) -> dict[str, Manifest]:
         """Those of these maps that show what is mined: not the side before finetuning."""

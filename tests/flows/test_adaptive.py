@@ -15,6 +15,7 @@ from stored import results
 from diffmining_core.store.ledger import read_manifests
 from diffmining_core.store.maps import RaggedMaps, read_maps
 from diffmining_core.store.roots import open_root
+from flows.dry_run import dry_run
 from flows.mine import mine
 from flows.parameters import MineParameters
 
@@ -61,6 +62,23 @@ def test_some_images_get_all_draws_and_some_only_the_first(mined: Mined) -> None
         m.counts["unet_forwards"] for m in read_manifests(open_root(str(root)), "typicality")
     )
     assert forwards == 2 * sum(n * count for n, count in draws.items())
+
+
+def test_a_dry_run_bounds_the_rounds_and_knows_when_they_are_over(
+    mined: Mined, parameters: Make, tmp_path: Path
+) -> None:
+    root, summary = mined
+    told = {one.what: one.value for one in dry_run(parameters(tmp_path / "new", **ADAPTIVE))}
+    assert told["typicality"]["forwards"] == 2 * 8 * 16
+    rounds = told["further rounds"]
+    embedded = sum(
+        m.counts.get("unet_forwards", 0) for m in read_manifests(open_root(str(root)), "features")
+    )
+    further = summary["unet_forwards"] - embedded - 2 * 8 * 16
+    assert 0 < further <= rounds["forwards"] <= 2 * 12 * 16
+    assert rounds["at_most"]
+    after = {one.what: one.value for one in dry_run(parameters(root, **ADAPTIVE))}
+    assert after["further rounds"]["forwards"] == after["typicality"]["forwards"] == 0
 
 
 def test_a_map_is_the_one_of_as_many_draws_in_one_go(

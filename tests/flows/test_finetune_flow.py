@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 
 from diffmining_core.errors import InputError
+from diffmining_core.finetuning.estimate import finetune_forwards
+from diffmining_core.finetuning.options import FinetuneOptions, FinetuneRunning
 from diffmining_core.models.files import model_digest
+from diffmining_core.store.ledger import finished
+from diffmining_core.store.roots import open_root
 from flows.answers import told_table
 from flows.finetune import dry_run, finetune
 from flows.parameters import FinetuneParameters, MineParameters
@@ -22,7 +26,13 @@ def small(parameters: Callable[..., MineParameters], tmp_path: Path) -> Finetune
 
 @pytest.mark.usefixtures("prefect_api")
 def test_the_flow_leaves_a_model_where_it_says(small: FinetuneParameters) -> None:
+    looks = {"held_out": 1, "evaluate_every": 4, "preview_every": 4, "previews_per_label": 1}
+    small = small.model_copy(update=looks)
+    options = FinetuneOptions.from_options(small.finetune_options(64))
+    expected = finetune_forwards(options, FinetuneRunning(**small.finetune_running()), 16, 4)
     summary = finetune(small)
+    counts = finished(open_root(small.root), "finetune", summary["key"]).counts
+    assert counts["unet_forwards"] == expected == 6 * 2 + 3 * 2 * 10 + 4 * 2 * 20
     assert len(model_digest(Path(summary["model"]))) == 64
     assert (summary["images"], summary["labels"], summary["computed"]) == (16, 4, True)
     again = finetune(small)

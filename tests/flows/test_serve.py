@@ -214,7 +214,7 @@ def test_the_status_is_one_listing_for_many_browsers(
     assert len(asked) == 1
     assert said[0]["run"]["state"] == "finished"
     stages = {stage["stage"]: stage["done"] for stage in said[0]["stages"]}
-    assert stages == {"index": 1, "dataset": 1, "typicality": 2, "patches": 1, "report": 1}
+    assert stages == {"index": 1, "dataset": 1, "typicality": 2, "patches": 2, "report": 1}
 
 
 def test_a_root_in_memory_is_served_too(tmp_path: Path) -> None:
