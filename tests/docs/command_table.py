@@ -74,6 +74,8 @@ RUN_BY: Mapping[str, str] = {
     "test_xrays_as_published_are_scored_against_the_boxes_of_their_findings",
     "diffmining mine --dataset s3://photos/streets": "tests/e2e/test_s3_run.py::"
     "test_dataset_and_results_on_s3_are_as_on_local_disk",
+    "diffmining mine --dry-run --dataset demo/street_scenes": "tests/flows/test_dry_run.py::"
+    "test_the_command_says_it_as_a_table",
     "diffmining mine --dataset photos --root mined-sd": "tests/flows/test_own_recipe.py::"
     "test_what_the_user_says_goes_before_the_recipe",
     "diffmining mine --recipe": "tests/flows/test_own_recipe.py::"
@@ -148,6 +150,7 @@ NOT_RUN: Mapping[str, str] = {
     "make check": "runs beside the tests",
     "make test": "runs the tests",
     "jq": "takes jq; that the document is one is seen by tests/e2e/test_command_comfort.py",
+    "python -m benchmarks.gallery": "writes hundreds of pictures a label; tests/browser opens 365",
     "python -m benchmarks.orchestration": HOURS,
     "python -m benchmarks.patch_aggregation": HOURS,
     "python -m benchmarks.patch_scoring": HOURS,
