@@ -25,6 +25,8 @@ REPOSITORY = HERE.parents[1]
 COMMAND = "make docs"
 NOTICE = f"<!-- Made by `{COMMAND}`: change what it is made from, and run that. -->"
 EXAMPLE = ">>> "
+BASES = ("index", "finetune", "typicality", "mine")
+"""Commands each of which takes the options of the one before it, and others of one of them."""
 LINE = 96
 """Characters of a signature that fits on one line."""
 
@@ -235,7 +237,10 @@ def section(command: Command, commands: Sequence[Command]) -> str:
     rows, words = list(command.options), ""
     if other := base(command, commands):
         rows = [row for row in rows if row not in other.options]
-        words = f"Takes the options of {other.link}" + (", and:\n\n" if rows else ".\n")
+        names = {row.name for row in command.options}
+        without = [row.name for row in other.options if row.name not in names]
+        but = f" but {', '.join(without)}" if without else ""
+        words = f"Takes the options of {other.link}{but}" + (", and:\n\n" if rows else ".\n")
     table = "".join(f"| {row.name} | {row.what} | {row.default} |\n" for row in rows)
     heading = "| option | | default |\n|---|---|---|\n" if rows else ""
     return (
@@ -245,18 +250,15 @@ def section(command: Command, commands: Sequence[Command]) -> str:
 
 
 def base(command: Command, commands: Sequence[Command]) -> Command | None:
-    """The command with the most options, five or more, all of which this one takes alike.
-
-    Its options may have other defaults here: these are then said again. None if there is none.
-    """
-    names = {row.name for row in command.options}
-    candidates = [
-        other
-        for other in commands
-        if {row.name for row in other.options} < names
-        and len(set(other.options) & set(command.options)) > 4
-    ]
-    return max(candidates, key=lambda other: len(other.options), default=None)
+    """The last of `BASES`, before the command, of whose options it takes nine tenths alike."""
+    by_name = {" ".join(other.words[1:]): other for other in commands}
+    name = " ".join(command.words[1:])
+    before = BASES[: BASES.index(name)] if name in BASES else BASES
+    for other in reversed(before):
+        options = set(by_name[other].options)
+        if len(options & set(command.options)) > 0.9 * len(options):
+            return by_name[other]
+    return None
 
 
 def first_sentence(text: str) -> str:
