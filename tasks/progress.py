@@ -15,8 +15,7 @@ from typing import cast
 from uuid import UUID
 
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.context import TaskRunContext
-from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+from prefect.context import SettingsContext, TaskRunContext, get_settings_context
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
@@ -93,7 +92,11 @@ class Progress:
 def _told_once() -> Iterator[None]:
     """What the server does not hear at once is left out: the next update says it too."""
     try:
-        with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        # Not temporary_settings, which reads all sources anew: 40 ms, a tenth of a small run.
+        now = get_settings_context()
+        once = now.settings.client.model_copy(update={"max_retries": 0})
+        settings = now.settings.model_copy(update={"client": once})
+        with SettingsContext(profile=now.profile, settings=settings):
             yield
     except Exception as error:
         logger.debug("Progress was not told: %r", error)

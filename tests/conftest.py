@@ -86,11 +86,17 @@ def prefect_api() -> Iterator[str]:
         )
     try:
         _wait_until_healthy(api, server, log)
-        from prefect.settings import PREFECT_API_URL, temporary_settings
+        from prefect.settings import (
+            PREFECT_API_URL,
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+            temporary_settings,
+        )
 
+        # Without heartbeats, which nobody awaits here: a run's end waits up to a second for them.
+        changes = {PREFECT_API_URL: api, PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
         with pytest.MonkeyPatch.context() as environment:
             environment.setenv("PREFECT_API_URL", api)
-            with temporary_settings({PREFECT_API_URL: api}):
+            with temporary_settings(changes):
                 yield api
             from prefect.logging.handlers import APILogHandler
 

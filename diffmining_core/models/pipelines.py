@@ -76,13 +76,18 @@ class Pipeline:
     @property
     def device(self) -> torch.device:
         """Where the UNet is."""
-        return torch.device(self.unet.device)
+        return self._weight.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The UNet's precision."""
-        dtype: torch.dtype = self.unet.dtype
-        return dtype
+        return self._weight.dtype
+
+    @property
+    def _weight(self) -> torch.nn.Parameter:
+        """One that is like all others: diffusers looks through all modules for each answer."""
+        weight: torch.nn.Parameter = self.unet.conv_in.weight
+        return weight
 
     @property
     def cell(self) -> int:

@@ -117,7 +117,8 @@ def split_heads(attention: Attention, projected: torch.Tensor) -> torch.Tensor:
 
 def embedded_timesteps(unet: UNet2DConditionModel, timesteps: torch.Tensor) -> torch.Tensor:
     """What the UNet's blocks take of `timesteps` int64 [n]: [n, d] in the UNet's precision."""
-    embedded: torch.Tensor = unet.time_embedding(unet.time_proj(timesteps).to(unet.dtype))
+    dtype = unet.conv_in.weight.dtype  # unet.dtype looks through all modules
+    embedded: torch.Tensor = unet.time_embedding(unet.time_proj(timesteps).to(dtype))
     return embedded
 
 

@@ -15,7 +15,7 @@ from flows.parameters import MineParameters
 
 FirstRun = tuple[Path, dict[str, Any], int]
 
-PROCESSES = 4
+PROCESSES = 3
 
 
 @pytest.mark.usefixtures("prefect_api")
