@@ -37,6 +37,7 @@ from tasks.evaluation import (
 from tasks.finetune import shards_trained_on
 from tasks.index import dataset_counts
 from tasks.models import base_model
+from tasks.progress import Progress
 from tasks.refinement import Decided
 from tasks.report import (
     publish_page,
@@ -198,11 +199,16 @@ def cluster(parameters: MineParameters, embedded: dict[str, str], run: RunLedger
         Work(clusters_unit(key, k, finer), label, (label, key)) for label, key in embedded.items()
     ]
 
-    def cluster_label(item: tuple[str, str]) -> State[Done]:
-        return clusters(root, *item, k, finer, return_state=True)
-
     there = planned_there(root, "clusters", [one.unit.key for one in work])
-    run.add(run_missing([one for one in work if one.unit.key not in there], cluster_label))
+    if missing := [one for one in work if one.unit.key not in there]:
+        with Progress("clusters", len(missing), "labels") as progress:
+
+            def cluster_label(item: tuple[str, str]) -> State[Done]:
+                state = clusters(root, *item, k, finer, return_state=True)
+                progress.advance()
+                return state
+
+            run.add(run_missing(missing, cluster_label))
     return {one.name: one.unit.key for one in work}
 
 

@@ -44,6 +44,7 @@ from tasks.parallel import (
     sequences,
     sequences_unit,
 )
+from tasks.progress import Progress
 from tasks.report import publish_page
 from tasks.translation import (
     RUN_NAME,
@@ -277,11 +278,15 @@ def pick_sequences(
     work = [Work(cotypicality_unit(pair, labels, options), pair.name, pair) for pair in pairs]
     there = planned_there(root, COTYPICALITY, [one.unit.key for one in work])
 
-    def pick(pair: Pair) -> State[Done]:
-        return cotypicality(root, pair, labels, options, return_state=True)
+    if missing := [one for one in work if one.unit.key not in there]:
+        with run.stage("co-typicality"), Progress(COTYPICALITY, len(missing), "shards") as progress:
 
-    with run.stage("co-typicality"):
-        run.add(run_missing([one for one in work if one.unit.key not in there], pick))
+            def pick(pair: Pair) -> State[Done]:
+                state = cotypicality(root, pair, labels, options, return_state=True)
+                progress.advance()
+                return state
+
+            run.add(run_missing(missing, pick))
     return [one.unit.key for one in work]
 
 

@@ -28,6 +28,7 @@ from diffmining_core.store.roots import Root, filesystem, open_root
 from diffmining_core.store.units import Unit
 from tasks import typicality
 from tasks.index import good_images
+from tasks.progress import Progress
 from tasks.results import current_clusters
 from tasks.selection import selected
 from tasks.units import Done, fill, stage_task
@@ -133,8 +134,10 @@ def _pixel_scores(
     root: Root, dataset: Sequence[Shard], keys: Sequence[str], truth: pa.Table, cell: int
 ) -> PixelScores:
     scores = PixelScores.empty()
-    for shard, key in zip(dataset, keys, strict=True):
-        manifest = finished(root, typicality.STAGE, key)
-        uris = {(image.image_id, image.label): image.uri for image in good_images(root, shard)}
-        scores = scores.merge(score_pixels(read_maps(root, manifest), uris, truth, cell))
+    with Progress(STAGE, len(keys), "shards") as progress:
+        for shard, key in zip(dataset, keys, strict=True):
+            manifest = finished(root, typicality.STAGE, key)
+            uris = {(image.image_id, image.label): image.uri for image in good_images(root, shard)}
+            scores = scores.merge(score_pixels(read_maps(root, manifest), uris, truth, cell))
+            progress.advance()
     return scores

@@ -227,9 +227,7 @@ def test_a_root_in_memory_is_served_too(tmp_path: Path) -> None:
     assert browser.get(f"/{folder}/results.json").status_code == 404
 
 
-def test_a_root_on_s3_is_served_and_one_that_is_gone_is_said(
-    rgw_bucket: str, tmp_path: Path
-) -> None:
+def test_a_root_on_s3_is_served_too(rgw_bucket: str, tmp_path: Path) -> None:
     url = f"s3://{rgw_bucket}/served"
     shard = begin(url, tmp_path)
     measure(url, shard)
