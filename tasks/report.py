@@ -15,13 +15,13 @@ import pyarrow as pa
 from diffmining_core.clusters.kmeans import cluster_summary
 from diffmining_core.images.pixels import load_pixels
 from diffmining_core.report import ALGO
-from diffmining_core.report.page import render_index, render_pages, write_site
+from diffmining_core.report.page import render_facts, render_index, render_pages, write_site
 from diffmining_core.report.ranking import rank_images
 from diffmining_core.report.source import Losses, PatchFeatures, SiteSource, shown_pairs
 from diffmining_core.report.study_page import StudyPage, render_study_page, write_study_page
 from diffmining_core.results.references import RESULTS, Results, summarised_report
 from diffmining_core.results.spool import Pair, SpooledMaps
-from diffmining_core.store.ledger import Attempt, finished, read_bytes, read_manifest
+from diffmining_core.store.ledger import Attempt, finished, read_bytes, read_json, read_manifest
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
@@ -40,6 +40,8 @@ ROOT_PAGE = "root.html"
 """The overview as it stands at the root, with PLACE before its links."""
 PLACE = "@PREFIX@/"
 """Stands for the folder of the unit's data, which differs when the same page is made again."""
+COST_MARK = b"<!--cost-->"
+"""Where the overview at the root says what it took, which differs from run to run."""
 OTHERS_MARK = b"<!--pages-->"
 """Where the overview leads to the other pages at the root, once they are there."""
 OTHERS = (
@@ -115,6 +117,9 @@ def publish_page(root: str, key: str, stage: str = STAGE, name: str = INDEX) -> 
     if opened.exists(NIGHTS):
         linked = linked.replace(NIGHTS_MARK, _NIGHTS_LINK, 1)
     there = set(opened.names())
+    if name == INDEX:
+        results = Results.from_json(read_json(opened, manifest, RESULTS))
+        linked = linked.replace(COST_MARK, render_facts(made_with(opened, results)).encode(), 1)
     if others := [other for other in OTHERS if other[0] in there]:
         linked = linked.replace(OTHERS_MARK, render_pages(others).encode(), 1)
     opened.write_bytes(name, linked)
@@ -171,7 +176,7 @@ def site_source(
         load_pixels=lambda uri: load_pixels(uri, results.size),
         typicality=lambda image_id, label: after_maps[image_id, label],
         typicality_before=lambda image_id, label: before_maps.get((image_id, label)),
-        facts={**facts, **made_with(root, results)},
+        facts=facts,
         before=before,
         truth=truth,
         losses=training_losses(root.url, results.finetune) if results.finetune else None,

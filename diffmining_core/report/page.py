@@ -149,6 +149,11 @@ def render_pages(pages: Sequence[tuple[str, str, str]]) -> str:
     return environment().get_template("pages.html").render(pages=pages)
 
 
+def render_facts(facts: Mapping[str, Any]) -> str:
+    """More facts as the overview has them, each a mapping with a heading of its own."""
+    return environment().get_template("fact_sections.html").render(facts=fact_groups(facts))
+
+
 def fact_groups(facts: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     """Facts as headed lists of name and text: first the plain ones, then each mapping's."""
     plain = {name: fact for name, fact in facts.items() if not isinstance(fact, Mapping)}
