@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -29,15 +29,6 @@ def current_clusters(root: Root, results: Results) -> pa.Table:
         "uri",
         pa.array([uris[image_id] for image_id in clusters["image_id"].to_pylist()], pa.string()),
     )
-
-
-def selected_pairs(tables: Iterable[pa.Table]) -> set[tuple[str, str]]:
-    """(image_id, label) of every patch in `tables`."""
-    return {
-        pair
-        for table in tables
-        for pair in zip(table["image_id"].to_pylist(), table["label"].to_pylist(), strict=True)
-    }
 
 
 def maps_of(
