@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,7 +16,7 @@ from drawn_site import drawn_source
 from diffmining_core.patches.scoring import PATCH_SCHEMA
 from diffmining_core.recipes import MINED
 from diffmining_core.report.page import render_index, write_site
-from diffmining_core.results.references import Shard
+from diffmining_core.results.references import RESULTS, Results, Shard
 from diffmining_core.store.ledger import Attempt, complete
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import open_run, plan_stage
@@ -27,6 +28,8 @@ LABELS = ("<b>barn", "tower")
 SIDE = 64
 OTHER = Unit("typicality", "t", ("images of another shard", "model"), {"size": SIDE})
 """Is planned, and not made unless a test makes it."""
+NOTHING = Results((), 0, SIDE, (), "", (), None, (), (), None)
+"""What a drawn page was made from."""
 
 
 def begin(url: str, folder: Path) -> Shard:
@@ -78,7 +81,7 @@ def make_page(url: str) -> str:
             write_site(source, Path(folder))
             attempt.write_folder(Path(folder))
         attempt.write_bytes(ROOT_PAGE, render_index(source, PLACE).encode())
-        attempt.write_bytes("results.json", b"{}")
+        attempt.write_json(RESULTS, asdict(NOTHING))
 
     manifest = complete(root, unit, produce)
     publish_page(url, unit.key)

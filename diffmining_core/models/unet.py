@@ -93,8 +93,8 @@ def channels_last(unet: UNet2DConditionModel) -> None:
 
     As convolutions want them there; what goes through them comes to lie so by itself.
     """
-    lie_so = unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
-    if unet.device.type == "cuda" and not lie_so:
+    weight = unet.conv_in.weight
+    if weight.is_cuda and not weight.is_contiguous(memory_format=torch.channels_last):
         unet.to(memory_format=torch.channels_last)
 
 

@@ -49,21 +49,15 @@ class Affine(torch.nn.Module):
         self.down_blocks = self.up_blocks = torch.nn.ModuleList()
         self.time_proj = self.time_embedding = torch.nn.Identity()
         self.conv_norm_out = self.conv_act = self.conv_out = torch.nn.Identity()
-        self.conv_in = Through()
-
-    @property
-    def device(self) -> torch.device:
-        return self.slope.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.slope.dtype
+        self.conv_in = Through(dtype)
 
 
 class Through(torch.nn.Identity):
     """A convolution that changes nothing."""
 
-    weight = torch.zeros(1, 1, 1, 1)
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = torch.zeros(1, 1, 1, 1, dtype=dtype)
 
 
 class Prompted(torch.nn.Module):
@@ -91,7 +85,7 @@ class Middle(torch.nn.Module):
         (whole,) = self.whole
         whole.given.append(noisy)
         ((prompts, _),) = encoder_hidden_states
-        assert noisy.dtype == prompts.dtype == whole.dtype
+        assert noisy.dtype == prompts.dtype == whole.slope.dtype
         fields = prompts[:, 0].transpose(1, 2).reshape(noisy.shape)
         noise_pred: torch.Tensor = whole.slope * noisy + fields
         if self.scheduler.config.prediction_type == "v_prediction":
