@@ -28,9 +28,10 @@ from starlette.routing import Route
 
 from diffmining_core.errors import InputError
 from diffmining_core.report.environment import STATIC
-from diffmining_core.report.served import TYPES, ServedFile, served_file
+from diffmining_core.report.served import ServedFile, served_file
 from diffmining_core.report.so_far import SoFar, Strip
 from diffmining_core.report.status_page import CSP, RunState, render_status, run_state, with_bar
+from diffmining_core.store.media_types import media_type
 from diffmining_core.store.roots import Root
 from diffmining_core.store.status import StageStatus, run_root, run_status
 
@@ -170,8 +171,8 @@ class Site:
         if name not in OWN_FILES:
             return not_found()
         content = (STATIC / name).read_bytes()
-        kind = TYPES[f".{name.rpartition('.')[2]}"]
-        return Response(content, media_type=kind, headers={"Cache-Control": "no-cache"})
+        headers = {"Cache-Control": "no-cache"}
+        return Response(content, media_type=media_type(name), headers=headers)
 
     def strip(self, request: Request) -> Response:
         """A strip of the highest patches so far."""

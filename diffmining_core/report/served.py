@@ -11,27 +11,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
 
 from diffmining_core.store.ledger import Manifest, read_bytes, read_manifest
+from diffmining_core.store.media_types import media_type
 from diffmining_core.store.roots import Root, checked_name
-
-TYPES = {
-    ".css": "text/css; charset=utf-8",
-    ".csv": "text/csv; charset=utf-8",
-    ".html": "text/html; charset=utf-8",
-    ".jpg": "image/jpeg",
-    ".js": "text/javascript; charset=utf-8",
-    ".json": "application/json",
-    ".md": "text/markdown; charset=utf-8",
-    ".parquet": "application/vnd.apache.parquet",
-    ".pdf": "application/pdf",
-    ".png": "image/png",
-    ".svg": "image/svg+xml",
-    ".avif": "image/avif",
-    ".webp": "image/webp",
-}
-"""Of the files that pages consist of and lead to, by the end of their names."""
 
 INNER = ("results.json", "root.html")
 """Of a page's own files those that no page leads to: they name other units."""
@@ -67,7 +50,7 @@ def served_file(root: Root, path: str) -> ServedFile | None:
         parts = checked_name(path).split("/")
     except ValueError:
         return None
-    kind = TYPES.get(PurePosixPath(path).suffix)
+    kind = media_type(path)
     if kind is None or any(part.startswith(".") for part in parts):
         return None
     if unit := _OF_UNIT.fullmatch(path):

@@ -24,6 +24,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from diffmining_core.errors import InputError
+from diffmining_core.store.media_types import media_type
 
 # fsspec's memory file system looks first and writes then; the lock makes these two one step.
 _memory_lock = threading.Lock()
@@ -132,7 +133,7 @@ class Root:
                 with _written_aside(path, data) as aside:
                     aside.replace(path)
             else:
-                self.fs.pipe_file(self.path_of(rel), data)
+                self.fs.pipe_file(self.path_of(rel), data, **self._said_of(rel))
 
     def write_new(self, rel: str, data: bytes) -> None:
         """Write file `rel`, which nobody looks for yet: a crash may leave half of it."""
@@ -140,7 +141,12 @@ class Root:
             if path := self.local(rel):
                 _write_local(path, data)
             else:
-                self.fs.pipe_file(self.path_of(rel), data)
+                self.fs.pipe_file(self.path_of(rel), data, **self._said_of(rel))
+
+    def _said_of(self, rel: str) -> dict[str, str]:
+        """What S3 is to say with the file: a browser else downloads a page and shows nothing."""
+        kind = media_type(rel) if self.url.startswith(_S3) else None
+        return {"ContentType": kind} if kind else {}
 
     def remove(self, rel: str) -> None:
         """Remove file or folder `rel` with all in it; nothing happens where there is none."""
@@ -165,7 +171,7 @@ class Root:
     def _upload(self, rel: str, source: Path) -> None:
         path, size = self.path_of(rel), source.stat().st_size
         try:
-            self.fs.put_file(str(source), path)
+            self.fs.put_file(str(source), path, **self._said_of(rel))
         except FileNotFoundError as error:
             # The answer to the request that ends an upload in parts was lost, and the server does
             # not know the upload any more when it is asked again.

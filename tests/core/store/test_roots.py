@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from urllib.request import urlopen
 from uuid import uuid4
 
 import fsspec
@@ -42,6 +43,28 @@ def test_what_is_written_is_read(root: Root) -> None:
     assert not root.exists("pag")
     with pytest.raises(FileNotFoundError):
         root.read_bytes("nothing")
+
+
+@pytest.mark.parametrize("servers", ["bucket", "rgw_bucket"])
+def test_s3_tells_a_browser_what_a_file_is(
+    request: pytest.FixtureRequest, tmp_path: Path, servers: str
+) -> None:
+    root = open_root(f"s3://{request.getfixturevalue(servers)}/{uuid4().hex}")
+    root.write_bytes("index.html", b"<h1>page</h1>")
+    root.write_new("pictures/a.webp", b"RIFF")
+    (tmp_path / "report.css").write_bytes(b"h1 { color: teal }")
+    root.write_file("report.css", tmp_path / "report.css")
+    root.write_new("maps", b"no page leads here")
+    kinds = {}
+    for name in ("index.html", "pictures/a.webp", "report.css", "maps"):
+        with urlopen(root.fs.sign(root.path_of(name))) as answer:
+            kinds[name] = answer.headers["content-type"]
+    assert kinds == {
+        "index.html": "text/html; charset=utf-8",
+        "pictures/a.webp": "image/webp",
+        "report.css": "text/css; charset=utf-8",
+        "maps": "binary/octet-stream",
+    }
 
 
 def test_names_are_listed_fresh_each_time(root: Root, url: str) -> None:
