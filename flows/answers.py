@@ -13,6 +13,8 @@ from typing import Annotated, Any, ParamSpec
 
 from cyclopts import App, Parameter
 
+from diffmining_core.errors import InputError
+
 Arguments = ParamSpec("Arguments")
 
 AsJson = Annotated[
@@ -45,6 +47,18 @@ def told_answer(told: Sequence[Told]) -> Answer:
     """What a dry run tells, as the answer of its command."""
     document = {one.what: one.value for one in told}
     return Answer(document, lambda: print(told_table(told)))
+
+
+def check_cost(cost_per_hour: float | None) -> None:
+    """InputError for what is no price."""
+    if cost_per_hour is not None and cost_per_hour < 0:
+        raise InputError(f"--cost-per-hour should be 0 or more, but is {cost_per_hour}.")
+
+
+def cost_told(seconds: float, cost_per_hour: float, most: str = "") -> Told:
+    """The price of so many seconds; most: ` at most`, where they may prove fewer."""
+    cost = cost_per_hour * seconds / 3600
+    return Told("cost", cost, f"about {cost:,.2f}{most}, at {cost_per_hour:g} an hour")
 
 
 @dataclass(frozen=True)

@@ -146,18 +146,19 @@ def finetune(
     parameters: Annotated[FinetuneParameters, Parameter(name="*")],
     *,
     dry_run: Annotated[bool, Parameter(negative="")] = False,
+    cost_per_hour: CostPerHour = None,
 ) -> Answer:
     """Finetune a model on a dataset; `mine` at the same root then takes it.
 
     Parameters
     ----------
     dry_run
-        Only say what it would take: steps, epochs, memory and hours.
+        Only say what it would take: images, steps, epochs, forwards, memory, hours and bytes.
     """
     from flows import finetune as finetuning
 
     if dry_run:
-        return told_answer(finetuning.dry_run(parameters))
+        return told_answer(finetuning.dry_run(parameters, cost_per_hour))
     finetuning.check(parameters)
     summary = finetuning.finetune(parameters)
 
@@ -237,12 +238,20 @@ def nightly(parameters: Annotated[NightlyParameters, Parameter(name="*")]) -> An
     app,
     "diffmining localize --dataset photos --masks masks --root localized",
     "diffmining localize --dataset xray --recipe xray --root localized",
+    "diffmining localize --dry-run --dataset xray --recipe xray --root localized",
 )
-def localize(parameters: Annotated[LocalizeParameters, Parameter(name="*")]) -> Answer:
+def localize(
+    parameters: Annotated[LocalizeParameters, Parameter(name="*")],
+    *,
+    dry_run: DryRun = False,
+    cost_per_hour: CostPerHour = None,
+) -> Answer:
     """Score where in an image typicality puts its label, against boxes or masks, and draw the page.
 
     Finetunes on the labels of whole images, and measures the images whose label is located.
     """
+    if dry_run:
+        return expected_answer(parameters, cost_per_hour)
     from flows import localize as localizing
 
     localizing.check(parameters)
@@ -258,22 +267,18 @@ def localize(parameters: Annotated[LocalizeParameters, Parameter(name="*")]) -> 
 def translate(
     parameters: Annotated[TranslateParameters, Parameter(name="*")],
     *,
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    dry_run: DryRun = False,
+    cost_per_hour: CostPerHour = None,
 ) -> Answer:
     """Redraw images under every label, and group what is typical in all of them at one place.
 
     Plug-and-Play with the finetuned model; the page shows each element across the labels.
-
-    Parameters
-    ----------
-    dry_run
-        Only say what it would take: images and UNet forwards.
     """
+    if dry_run:
+        return expected_answer(parameters, cost_per_hour)
     from flows import translate as translating
 
     translating.check(parameters)
-    if dry_run:
-        return told_answer(translating.dry_run(parameters))
     summary = translating.translate(parameters)
 
     def say() -> None:

@@ -21,7 +21,7 @@ from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Manifest, file_url, finished
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
-from flows.answers import Told
+from flows.answers import Told, check_cost, cost_told
 from flows.checks import check_inputs
 from flows.fan_out import BatchFlow, Work, decided, fan_out, planned_there
 from flows.index import index_split
@@ -82,10 +82,11 @@ def markdown(summary: dict[str, Any]) -> str:
     )
 
 
-def dry_run(parameters: FinetuneParameters) -> list[Told]:
+def dry_run(parameters: FinetuneParameters, cost_per_hour: float | None = None) -> list[Told]:
     """What a finetuning would take; indexes the images, trains nothing."""
-    from diffmining_core.finetuning.estimate import estimate
+    from diffmining_core.finetuning.estimate import estimate, finetune_forwards
 
+    check_cost(cost_per_hour)
     check(parameters)
     # Not as a task: nobody should wait for a server to be told what a run would cost.
     _, dataset = index_split(parameters, trained_split(parameters), index.fn)
@@ -104,18 +105,22 @@ def dry_run(parameters: FinetuneParameters) -> list[Told]:
         else "assumed: an H200 that reaches 40 % of its 790 TFLOP/s; this device was not tried"
     )
     steps = f"{options.steps:,} of {options.batch_size} images at {options.side} px"
-    memory = sum(cost.memory.values())
+    memory, stored = sum(cost.memory.values()), cost.memory["weights"]
     flops = cost.step_flops
-    return [
+    forwards = finetune_forwards(options, running, images, len(dataset_counts(dataset)))
+    lines = [
         Told("images", images, f"{images:,}"),
         Told("steps", options.steps, steps),
         Told("epochs", cost.epochs, f"{cost.epochs:.3g}"),
+        Told("forwards", forwards, f"{forwards:,}"),
         Told("processes", running.processes, str(running.processes)),
         Told("arithmetic", flops, f"{flops / 1e12:.3g} TFLOP a step"),
         *(Told(f"memory: {name}", size, size_text(size)) for name, size in cost.memory.items()),
         Told("memory of each device", memory, f"about {size_text(memory)} (estimated)"),
         Told("time", cost.seconds, f"about {time_text(cost.seconds)} ({how})"),
+        Told("disk", stored, f"about {size_text(stored)} at the root"),
     ]
+    return lines if cost_per_hour is None else [*lines, cost_told(cost.seconds, cost_per_hour)]
 
 
 def trained_split(parameters: FinetuneParameters) -> str:

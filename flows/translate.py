@@ -17,7 +17,6 @@ from diffmining_core.report.escaping import markdown_text
 from diffmining_core.report.parallel import markdown
 from diffmining_core.results.references import Shard
 from diffmining_core.store.roots import open_root
-from flows.answers import Told
 from flows.checks import check_inputs, check_steps
 from flows.fan_out import BatchFlow, Work, planned_there, run_missing, shown_fan_out
 from flows.finetune import finetune_model, image_geometry, trained_shards
@@ -28,7 +27,7 @@ from flows.run_ledger import RunLedger
 from flows.typicality import how_measured, measure, shard_name
 from tasks.board import Row
 from tasks.evaluation import TruthReference, find_truth, read_truth
-from tasks.index import dataset_counts, index
+from tasks.index import dataset_counts
 from tasks.models import ModelReference, choose_device
 from tasks.parallel import (
     COTYPICALITY,
@@ -184,30 +183,6 @@ def translate(parameters: TranslateParameters) -> dict[str, Any]:
     create_markdown_artifact(markdown(summary, page), key="translate", description=said)
     get_run_logger().info("The page of joint clusters is %s", page)
     return summary
-
-
-def dry_run(parameters: TranslateParameters) -> list[Told]:
-    """What redrawing would take; indexes the images, starts no model."""
-    from diffmining_core.translation.shard import TranslationOptions, forwards_of
-
-    check(parameters)
-    # Not as a task: nobody should wait for a server to be told what a run would cost.
-    _, dataset = index_split(parameters, MINED, index.fn)
-    counts = dataset_counts(dataset)
-    labels = parameters.labels(sorted(counts))
-    most = parameters.per_label or max(counts.values())
-    images = sum(min(counts[label], most) for label in labels)
-    size = image_geometry(parameters).size
-    options = TranslationOptions.from_options(parameters.translation_options(size))
-    each = forwards_of(options, len(labels) - 1)
-    measured = images * len(labels) * 2 * parameters.draws
-    return [
-        Told("labels", len(labels), f"{len(labels):,}"),
-        Told("images redrawn", images, f"{images:,}, each under {len(labels) - 1:,} labels"),
-        Told("forwards to redraw one", each, f"{each:,}"),
-        Told("forwards to redraw all", images * each, f"{images * each:,}"),
-        Told("forwards to measure all", measured, f"{measured:,} at most"),
-    ]
 
 
 def check(parameters: TranslateParameters) -> None:

@@ -45,8 +45,8 @@ FIRST = ("Almara", "Borvik", "Cendria", "Dorrava")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The core's files, many and short, come last: so several processes end at the same time."""
-    items.sort(key=lambda item: "core" in item.path.parts)
+    """The longest first and the many short ones of the core last: so all processes end together."""
+    items.sort(key=lambda item: ("core" in item.path.parts) - ("infra" in item.path.parts))
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

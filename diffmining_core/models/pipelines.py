@@ -199,6 +199,9 @@ class Pipeline:
         for module in (self.unet, self.vae):
             # diffusers would write the folder it loaded from, and the digest would depend on it.
             module.register_to_config(_name_or_path="")
+        # How the last prompts were cut and padded is written too, though each call says it anew.
+        self.tokenizer.backend_tokenizer.no_truncation()
+        self.tokenizer.backend_tokenizer.no_padding()
         for name in COMPONENTS:
             part = getattr(self, name)
             part.save_pretrained(folder / name)

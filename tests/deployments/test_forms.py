@@ -106,6 +106,7 @@ def test_what_only_the_flow_can_see_is_said_in_the_runs_state(
         )
         subprocess.run(
             [sys.executable, "-m", "prefect", "flow-run", "execute", str(run.id)],
+            cwd=tmp_path,  # Prefect copies the folder it stands in, which here has a whole .venv
             env=server.environment,
             capture_output=True,
             check=False,

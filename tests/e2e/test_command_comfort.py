@@ -163,7 +163,7 @@ def test_colours_are_there_on_a_terminal_unless_no_color_is_set(
     assert "\x1b" not in on_a_terminal("--help", NO_COLOR="1")
     assert "\x1b" not in on_a_terminal("verify", str(root), NO_COLOR="1")
     assert "\x1b" not in on_a_terminal("mine", "--draws", "0", NO_COLOR="1")
-    words = mine_command(parameters(root, k=1, top=6))[3:]
+    words = mine_command(parameters(root, k=1))[3:]
     said = on_a_terminal(*words, NO_COLOR="1")
     assert "clusters" in said
     assert "Open " in said

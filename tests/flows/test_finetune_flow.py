@@ -40,12 +40,15 @@ def test_the_flow_leaves_a_model_where_it_says(small: FinetuneParameters) -> Non
 
 
 def test_a_dry_run_says_what_it_would_cost_and_trains_nothing(small: FinetuneParameters) -> None:
-    table = told_table(dry_run(small))
+    table = told_table(dry_run(small, cost_per_hour=2.5))
     assert re.search(r"images +16\n", table)
     assert re.search(r"steps +6 of 2 images at 64 px", table)
     assert re.search(r"epochs +0\.75", table)
     assert re.search(r"memory of each device +about \d+ MB \(estimated\)", table)
     assert re.search(r"time +about \d+ s \(measured in two steps on this cpu\)", table)
+    assert re.search(r"forwards +12\n", table)
+    assert re.search(r"disk +about \d+ MB at the root\n", table)
+    assert re.search(r"cost +about \d+\.\d\d, at 2\.5 an hour", table)
     assert not (Path(small.root) / "finetune").exists()
 
 

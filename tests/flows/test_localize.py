@@ -18,6 +18,7 @@ from diffmining_core.store.ledger import read_manifests
 from diffmining_core.store.maps import read_maps
 from diffmining_core.store.roots import open_root
 from flows.cli import app
+from flows.dry_run import dry_run
 from flows.localize import localize
 from flows.parameters import LocalizeParameters, MineParameters, TypicalityParameters
 
@@ -44,7 +45,11 @@ def test_xrays_as_published_are_scored_against_the_boxes_of_their_findings(
     parameters = localize_parameters(
         dataset=folder_of("xray", tmp_path), recipe="xray", text_encoder="own", finetune_steps=2
     )
+    told = {one.what: one.value for one in dry_run(parameters)}
+    assert not Path(parameters.root).exists()
     summary = localize(parameters)
+    assert 0 < summary["unet_forwards"] <= told["forwards"]
+    assert told["typicality"]["at_most"], "which labels are located is read from the images' rows"
     assert summary["sides"] == ["before", "after"]
     found = {one["label"]: one for one in summary["findings"]}
     # Of the findings without a box there is no score; `Infiltrate` is the label's `Infiltration`.

@@ -16,6 +16,7 @@ from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import read_manifests, retract
 from diffmining_core.store.roots import open_root
 from flows.cli import app
+from flows.dry_run import dry_run
 from flows.parameters import TranslateParameters
 from flows.translate import translate
 
@@ -67,8 +68,20 @@ def test_images_are_redrawn_measured_and_grouped_and_only_what_is_missing_is_com
     translate_parameters: Make, forwards: Counter[str]
 ) -> None:
     parameters = translate_parameters()
+    told = {one.what: one.value for one in dry_run(parameters, cost_per_hour=2.5)}
+    assert not Path(parameters.root).exists()
+    forwards.clear()
     summary = translate(parameters)
     root = open_root(parameters.root)
+    assert told["images redrawn"] == 6
+    assert told["translation"]["forwards"] == 6 * EACH and not told["translation"]["at_most"]
+    assert told["typicality"]["forwards"] == 2 * parameters.draws * (6 + 12)
+    assert 0 < summary["unet_forwards"] <= told["forwards"] == 6 * EACH + 4 * 18 + 8 * 3 * 6
+    assert told["cost"] == pytest.approx(2.5 * told["time"] / 3600)
+    pictures = sum(
+        file.stat().st_size for file in Path(parameters.root, "translation").rglob("*.parquet")
+    )
+    assert 0 < pictures <= told["translation"]["bytes"]
     redrawn = read_manifests(root, "translation")
     assert len(redrawn) > 1, "several shards"
     assert sum(one.counts["images"] for one in redrawn) == 6
@@ -108,8 +121,8 @@ def test_the_command_says_what_it_would_take_and_takes_it(
     app([*words, "--per-label", "0", "--dry-run"], result_action="return_value")
     said = capsys.readouterr().out
     assert "15, each under 4 labels" in said
-    assert f"{15 * (9 + 5 + 4 + 4 * 2 * 5):,}" in said
-    assert not (Path(parameters.root) / "translation").exists()
+    assert f"{15 * (9 + 5 + 4 + 4 * 2 * 5):,} forwards, about" in said
+    assert not Path(parameters.root).exists()
     chosen = ["--per-label", "2", "--targets", "Almara", "--targets", "Elsund"]
     app([*words, *chosen], result_action="return_value")
     said = capsys.readouterr().out

@@ -304,7 +304,7 @@ def test_cancel_stops_the_gpu_in_the_middle_of_a_shard_and_a_rerun_goes_on(
     assert len(done) == 1
     processes = [operator.pid(run), operator.pid(child)]
     operator.cancel(run)
-    eventually(lambda: not any(map(is_running, processes)), "both processes end", seconds=25)
+    eventually(lambda: not any(map(is_running, processes)), "both processes end")
     operator.ended(run, "Cancelled")
     operator.ended(child, "Cancelled")
 
@@ -396,7 +396,7 @@ def test_what_is_killed_ends_as_what_it_is_and_reruns_make_only_what_is_missing(
     kill(stack.pid("worker-cpu"), stack.pid(other_gpu))
     operator.cancel(cancelled)
     assert operator.ended(cancelled, "Cancelled").message == ENDED
-    eventually(lambda: not is_running(process), "the cancelled process ends", seconds=25)
+    eventually(lambda: not is_running(process), "the cancelled process ends")
     operator.ended(waiting, "Cancelled")
 
     for run in (lost, lost_child):

@@ -163,7 +163,8 @@ def test_on_a_gpu_channels_come_last_but_what_is_saved_is_the_same(
     weight = pipeline.unet.conv_in.weight
     assert weight.is_contiguous()
     # The UNet says that it is on a GPU; its weights stay here.
-    monkeypatch.setattr(UNet2DConditionModel, "device", torch.device("cuda"))
+    # The weights say that they are on a GPU, and stay here.
+    monkeypatch.setattr(torch.nn.Parameter, "is_cuda", True)
     prepare(pipeline.unet)
     monkeypatch.undo()
     assert weight is pipeline.unet.conv_in.weight
