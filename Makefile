@@ -10,11 +10,11 @@ INSTALLED_DEV = $(VENV)/.installed-dev
 demo: $(INSTALLED)
 	$(BIN)/diffmining demo
 
-# Two processes more than cores, for many tests wait for servers, and 4 at most: each has a Prefect
-# server, an S3 server and models of its own.
+# A process more than cores, for many tests wait for servers, and 4 at most: each has a Prefect server,
+# an S3 server and models of its own.
 test: check
 	$(BIN)/pytest --no-loadscope-reorder \
-		--numprocesses $$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 2))')
+		--numprocesses $$($(BIN)/python -c 'import os; print(min(4, os.cpu_count() + 1))')
 
 check: $(INSTALLED_DEV)
 	$(BIN)/ruff check .

@@ -21,6 +21,7 @@ from stored import results
 
 from diffmining_core.store.ledger import read_manifests
 from diffmining_core.store.roots import open_root
+from flows.cli import app
 from flows.mine import mine
 from flows.parameters import FinetuneParameters, MineParameters, StudyParameters
 
@@ -202,7 +203,9 @@ def test_commands_refuse_what_they_cannot_use_in_one_sentence(
 
 
 @pytest.mark.usefixtures("prefect_api")
-def test_finetune_says_where_the_model_lies(parameters: Make, tmp_path: Path) -> None:
+def test_finetune_says_where_the_model_lies(
+    parameters: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     mining = {"draws", "k", "top"}
     given = parameters(tmp_path / "root").model_dump(exclude_unset=True)
     words = [word for name, value in given.items() if name not in mining
@@ -212,7 +215,8 @@ def test_finetune_says_where_the_model_lies(parameters: Make, tmp_path: Path) ->
     assert "16 images of 4 labels" in ended.stdout
     model = ended.stdout.strip().splitlines()[-1].removeprefix("Use it with --model ")
     assert (Path(model) / "unet").is_dir()
-    assert "epochs" in diffmining("finetune", "--dry-run", *words).stdout
+    app(["finetune", "--dry-run", *words], result_action="return_value")
+    assert "epochs" in capsys.readouterr().out
 
 
 def test_a_root_with_another_run_is_refused_and_untouched(root: Path, photos: Path) -> None:

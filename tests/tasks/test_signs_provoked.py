@@ -64,14 +64,14 @@ def _pad(image: Image.Image) -> None:
 
 
 @pytest.mark.usefixtures("prefect_api")
-@pytest.mark.slow  # finetunes the tiny model for 160 steps
+@pytest.mark.slow  # finetunes the tiny model for 100 steps
 def test_spoiled_images_are_said_to_be_spoiled(spoiled: Path, tmp_path: Path) -> None:
     summary = mine(
         MineParameters(
             dataset=str(spoiled),
             root=str(tmp_path / "root"),
             size=64,
-            finetune_steps=160,
+            finetune_steps=100,
             finetune_batch=8,
             learning_rate=2e-3,
             schedule="cosine",
