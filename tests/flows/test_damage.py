@@ -80,8 +80,9 @@ def one_of(root: Path, stage: str) -> Manifest:
     return next(m for m in manifests(root).values() if m.stage == stage)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("turn", [0, 1])
+@pytest.mark.parametrize(
+    ("damage", "turn"), [(damage, place % 2) for place, damage in enumerate(DAMAGES)]
+)
 def test_verify_mode_finds_and_mends_damage_in_any_stage(
     root: Path, parameters: Make, damage: Damage, turn: int
 ) -> None:
