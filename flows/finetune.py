@@ -84,10 +84,11 @@ def markdown(summary: dict[str, Any]) -> str:
 
 def dry_run(parameters: FinetuneParameters, cost_per_hour: float | None = None) -> list[Told]:
     """What a finetuning would take; indexes the images, trains nothing."""
-    from diffmining_core.finetuning.estimate import estimate, finetune_forwards
-
     check_cost(cost_per_hour)
     check(parameters)
+    # Only now: it loads torch, and a refusal should not take seconds.
+    from diffmining_core.finetuning.estimate import estimate, finetune_forwards
+
     # Not as a task: nobody should wait for a server to be told what a run would cost.
     _, dataset = index_split(parameters, trained_split(parameters), index.fn)
     files = find_model(parameters.start_source())

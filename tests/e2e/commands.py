@@ -2,27 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from flows.parameters import MineParameters
 
 REPOSITORY = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-c", "from deployments.cli import main; main()"]
+"""What `diffmining` starts."""
 
 
-def mine_command(parameters: MineParameters) -> list[str]:
-    """The command with the parameters that are set."""
+def mine_words(parameters: MineParameters) -> list[str]:
+    """The parameters that are set, as a user would write them."""
     given = parameters.model_dump(exclude_unset=True)
-    options = [word for name, value in given.items()
-               for word in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
-    return [sys.executable, "-m", "flows", "mine", *options]
+    return ["mine", *(word for name, value in given.items()
+                      for word in (f"--{name.replace('_', '-')}", str(value)))]  # fmt: skip
+
+
+def diffmining(
+    *words: str, program: Sequence[str] = COMMAND, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """The command, ended, with the environment changed."""
+    return subprocess.run(
+        [*program, *words],
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def started(parameters: MineParameters) -> subprocess.Popen[str]:
     """A run that goes on in the background."""
     return subprocess.Popen(
-        mine_command(parameters),
+        [*COMMAND, *mine_words(parameters)],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

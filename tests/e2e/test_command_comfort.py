@@ -8,14 +8,13 @@ import pty
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import REPOSITORY, mine_command
+from commands import COMMAND, REPOSITORY, diffmining, mine_words
 from cyclopts import App
 
 from deployments.cli import app
@@ -24,7 +23,6 @@ from flows.parameters import MineParameters
 Make = Callable[..., MineParameters]
 FirstRun = tuple[Path, dict[str, Any], int]
 
-COMMAND = [sys.executable, "-c", "from deployments.cli import main; main()"]
 SETTERS = ("--help", "-h", "--version", "--install-completion")
 
 
@@ -67,20 +65,9 @@ def test_every_command_that_finds_something_says_it_as_json(path: tuple[str, ...
     assert ("--json" in options) == (path != ("serve",))
 
 
-def diffmining(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *words],
-        cwd=REPOSITORY,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.mark.usefixtures("prefect_api")
 def test_a_run_with_json_prints_its_summary_and_nothing_else(root: Path, parameters: Make) -> None:
-    words = mine_command(parameters(root))[3:]
+    words = mine_words(parameters(root))
     ended = diffmining(*words, "--json")
     assert ended.returncode == 0, ended.stderr
     summary, kept = json.loads(ended.stdout), json.loads((root / "summary.json").read_text())
@@ -163,7 +150,7 @@ def test_colours_are_there_on_a_terminal_unless_no_color_is_set(
     assert "\x1b" not in on_a_terminal("--help", NO_COLOR="1")
     assert "\x1b" not in on_a_terminal("verify", str(root), NO_COLOR="1")
     assert "\x1b" not in on_a_terminal("mine", "--draws", "0", NO_COLOR="1")
-    words = mine_command(parameters(root, k=1))[3:]
+    words = mine_words(parameters(root, k=1))
     said = on_a_terminal(*words, NO_COLOR="1")
     assert "clusters" in said
     assert "Open " in said
@@ -179,7 +166,7 @@ def test_ctrl_c_is_one_sentence_and_keeps_what_is_finished(
     parameters: Make, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
-    words = mine_command(parameters(root, draws=1000))[3:]
+    words = mine_words(parameters(root, draws=1000))
     process = subprocess.Popen(
         [*COMMAND, *words],
         cwd=REPOSITORY,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import COMMAND, REPOSITORY, diffmining, mine_words
 from PIL import Image
 from stored import results
 
@@ -27,29 +28,6 @@ from flows.parameters import FinetuneParameters, MineParameters, StudyParameters
 
 Make = Callable[..., MineParameters]
 FirstRun = tuple[Path, dict[str, Any], int]
-
-REPOSITORY = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-m", "flows"]
-
-
-def options(parameters: MineParameters) -> list[str]:
-    """The parameters that are set, as a user would write them."""
-    given = parameters.model_dump(exclude_unset=True)
-    return ["mine", *(word for name, value in given.items()
-                      for word in (f"--{name.replace('_', '-')}", str(value)))]  # fmt: skip
-
-
-def diffmining(
-    *arguments: str, program: list[str] = COMMAND, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*program, *arguments],
-        cwd=REPOSITORY,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def sentence(ended: subprocess.CompletedProcess[str]) -> str:
@@ -71,7 +49,7 @@ def test_a_rerun_starts_and_ends_its_own_server_and_loads_no_torch(
         "from flows.cli import main; main()"
     )
     started = time.monotonic()
-    ended = diffmining(*options(parameters(root)), program=[sys.executable, "-c", program])
+    ended = diffmining(*mine_words(parameters(root)), program=[sys.executable, "-c", program])
     assert ended.returncode == 0, ended.stderr
     assert f"Open {root}/index.html" in ended.stdout
     assert "0 UNet forwards" in ended.stdout
@@ -87,7 +65,7 @@ def test_a_rerun_starts_and_ends_its_own_server_and_loads_no_torch(
 def killed_once(appears: Callable[[], bool], parameters: MineParameters) -> Iterator[None]:
     """Run the command until `appears`, then SIGKILL it."""
     process = subprocess.Popen(
-        [*COMMAND, *options(parameters)],
+        [*COMMAND, *mine_words(parameters)],
         cwd=REPOSITORY,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -210,10 +188,10 @@ def test_finetune_says_where_the_model_lies(
     given = parameters(tmp_path / "root").model_dump(exclude_unset=True)
     words = [word for name, value in given.items() if name not in mining
              for word in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
-    ended = diffmining("finetune", *words)
-    assert ended.returncode == 0, ended.stderr
-    assert "16 images of 4 labels" in ended.stdout
-    model = ended.stdout.strip().splitlines()[-1].removeprefix("Use it with --model ")
+    app(["finetune", *words], result_action="return_value")
+    output = capsys.readouterr().out
+    assert "16 images of 4 labels" in output
+    model = output.strip().splitlines()[-1].removeprefix("Use it with --model ")
     assert (Path(model) / "unet").is_dir()
     app(["finetune", "--dry-run", *words], result_action="return_value")
     assert "epochs" in capsys.readouterr().out

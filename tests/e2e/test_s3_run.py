@@ -11,13 +11,14 @@ from uuid import uuid4
 
 import fsspec
 import pytest
-from commands import mined, refused, started
+from commands import mine_words, refused, started
 from faulty_proxy import FaultyProxy
 from s3_servers import S3Server
 from stored import results, results_of
 
 from diffmining_core.store.ledger import published
 from diffmining_core.store.roots import open_root
+from flows.cli import app
 from flows.mine import mine
 from flows.parameters import MineParameters
 
@@ -57,15 +58,18 @@ def downloads(prefect_api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_dataset_and_results_on_s3_are_as_on_local_disk(
-    rgw_bucket: str, dataset: Path, first_run: FirstRun, parameters: Make
+    rgw_bucket: str,
+    dataset: Path,
+    first_run: FirstRun,
+    parameters: Make,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     place = f"s3://{rgw_bucket}/{uuid4().hex}"
     s3 = fsspec.filesystem("s3")
     s3.put(f"{dataset}/", f"{place}/streets/", recursive=True)
     small = parameters(f"{place}/root", dataset=f"{place}/streets")
-    status, output = mined(small)
-    assert status == 0, output
-    assert f"Open {place}/root/index.html" in output
+    app(mine_words(small), result_action="return_value")
+    assert f"Open {place}/root/index.html" in capsys.readouterr().out
     content = ("finetune", "typicality", "patches", "features", "clusters")  # keyed by content
     expected = results_of(first_run[0], *content)
     found = results_of(f"{place}/root", *content)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import diffmining
 
 from diffmining_core.store.ledger import Attempt, complete
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import open_run
 from diffmining_core.store.units import Unit
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -29,17 +25,6 @@ def small_root(tmp_path: Path) -> Path:
 
 def produce(attempt: Attempt) -> None:
     attempt.write_bytes("shard", bytes(1000))
-
-
-def diffmining(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "flows", *arguments],
-        cwd=REPOSITORY,
-        env=dict(os.environ),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def cpu_seconds_of_commands() -> float:
