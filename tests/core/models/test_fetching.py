@@ -16,7 +16,9 @@ from diffmining_core.models.files import TINY, ModelSource, find_model, model_di
 
 _TINY = Path(tiny.__file__).parent
 PIPELINE = {
-    name: content for name, content in folder_bytes(_TINY).items() if not name.endswith(".py")
+    name: content
+    for name, content in folder_bytes(_TINY).items()
+    if not name.endswith((".py", ".pyc"))  # the folder is a Python package too
 }
 NOISE = {
     "README.md": b"read me",

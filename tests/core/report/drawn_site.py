@@ -23,6 +23,7 @@ from diffmining_core.signs.pictures import picture
 
 SIZE = 24
 CELL = 8
+_TABLES = tempfile.TemporaryDirectory()  # goes with the process
 HOSTILE = [
     "<script>alert(1)</script>",
     '"><img src=x onerror=alert(1)>',
@@ -144,7 +145,7 @@ def drawn_ranking(drawn: DrawnImages, rows: Sequence[dict[str, Any]]) -> ImageRa
         for row in rows
         if row["kind"] == "highest"
     ]
-    path = Path(tempfile.mkdtemp()) / "images.parquet"
+    path = Path(tempfile.mkdtemp(dir=_TABLES.name)) / "images.parquet"
     labels = list(dict.fromkeys(row["label"] for row in images))
     return rank_images(
         (pa.Table.from_pylist([row for row in images if row["label"] == one]) for one in labels),
