@@ -9,6 +9,7 @@ import re
 import socket
 import stat
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -228,6 +229,24 @@ def test_comes_back_after_a_kill(stack: Stack, client: SyncPrefectClient, part: 
     query = f"select count(*) from events where event = '{name}'"
     eventually(lambda: sql(stack, query) == "1", "event kept")
     assert scheduled(client, hour=4)
+
+
+def test_a_part_that_ends_at_its_start_is_named_with_its_last_words(tmp_path: Path) -> None:
+    skip_without_packages()
+    broken = tmp_path / "bin" / "redis-server"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho no such option\nexit 3\n")
+    broken.chmod(0o755)
+    path = f"{broken.parent}:{os.environ['PATH']}"
+    ended = subprocess.run(
+        [SCRIPT, "start", tmp_path / "stack", "redis"],
+        env={**os.environ, "PATH": path, "STACK_PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ended.returncode == 1
+    assert "no such option\nstack: redis has ended; the last lines of" in ended.stderr
 
 
 def test_another_worker(stack: Stack, client: SyncPrefectClient) -> None:
