@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.parameters import MineParameters
@@ -15,11 +15,15 @@ COMMAND = [sys.executable, "-c", "from deployments.cli import main; main()"]
 """What `diffmining` starts."""
 
 
+def options(given: Mapping[str, object]) -> list[str]:
+    """Parameters as a user would write them."""
+    return [word for name, value in given.items()
+            for word in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
+
+
 def mine_words(parameters: MineParameters) -> list[str]:
-    """The parameters that are set, as a user would write them."""
-    given = parameters.model_dump(exclude_unset=True)
-    return ["mine", *(word for name, value in given.items()
-                      for word in (f"--{name.replace('_', '-')}", str(value)))]  # fmt: skip
+    """The command with the parameters that are set."""
+    return ["mine", *options(parameters.model_dump(exclude_unset=True))]
 
 
 def diffmining(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import COMMAND, REPOSITORY, diffmining, mine_words
+from commands import COMMAND, REPOSITORY, diffmining, mine_words, options
 from PIL import Image
 from stored import results
 
@@ -186,8 +186,7 @@ def test_finetune_says_where_the_model_lies(
 ) -> None:
     mining = {"draws", "k", "top"}
     given = parameters(tmp_path / "root").model_dump(exclude_unset=True)
-    words = [word for name, value in given.items() if name not in mining
-             for word in (f"--{name.replace('_', '-')}", str(value))]  # fmt: skip
+    words = options({name: value for name, value in given.items() if name not in mining})
     app(["finetune", *words], result_action="return_value")
     output = capsys.readouterr().out
     assert "16 images of 4 labels" in output
