@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -17,6 +17,7 @@ from cyclopts import ValidationError as CycloptsValidationError
 from pydantic import BaseModel, ValidationError
 
 from diffmining_core.errors import InputError
+from diffmining_core.images.tally import Reason
 from diffmining_core.recipes import TRAIN
 from diffmining_core.report.escaping import one_line
 from diffmining_core.signs import Sign
@@ -45,6 +46,8 @@ from flows.parameters import (
 from flows.upkeep import storage, upkeep
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+
+REASONS_SHOWN = 10
 """Exit statuses; `STATUSES` says what they mean."""
 
 STATUSES = """\
@@ -496,15 +499,26 @@ def print_counts(counts: dict[str, Any]) -> None:
     print(
         f"{counts['images']} images{pairs} of {len(counts['labels'])} labels in "
         f"{counts['shards']} shards ({counts['indexed']} of them new), "
-        f"{counts['set_aside']} set aside"
+        f"{counts['set_aside']} set aside, {counts['left_out']} left out"
     )
-    if counts["left_out"]:
-        print(f"{counts['left_out']} rows left out, as their images are not there")
+    for what in ("set_aside", "left_out"):
+        for line in reasons_in_words(counts[f"{what}_reasons"]):
+            print(f"  {what.replace('_', ' ')}: {line}")
     if counts["declared"]:
         print(
             f"{counts['declared']} of them are as the manifest says and were not opened; those "
             "that prove unusable are set aside when they are measured"
         )
+
+
+def reasons_in_words(reasons: dict[str, Reason]) -> Iterator[str]:
+    """The commonest reasons with their numbers and the first names, a line each."""
+    for reason, found in list(reasons.items())[:REASONS_SHOWN]:
+        names = ", ".join(one_line(name, 80) for name in found["names"])
+        more = ", …" if found["count"] > len(found["names"]) else ""
+        yield f"{found['count']} × {reason}" + (f" ({names}{more})" if names else "")
+    if others := sum(found["count"] for found in list(reasons.values())[REASONS_SHOWN:]):
+        yield f"{others} × other reasons"
 
 
 def print_scores(summary: dict[str, Any]) -> None:

@@ -33,13 +33,16 @@ def index_dataset(parameters: IndexParameters) -> dict[str, Any]:
 def split_numbers(parameters: IndexParameters, split: str) -> dict[str, Any]:
     """The numbers of one split, once it is indexed."""
     units, dataset = index_split(parameters, split)
-    state = units[-1]
+    state = finished(open_root(parameters.root), units[-1].stage, units[-1].key)
     return {
-        "images": sum(shard.images for shard in dataset),
-        "pairs": sum(shard.pairs for shard in dataset),
-        "set_aside": sum(shard.set_aside for shard in dataset),
-        "left_out": finished(open_root(parameters.root), state.stage, state.key).facts["left_out"],
-        "declared": sum(shard.declared for shard in dataset),
+        "listed": state.counts["listed"],
+        "images": state.counts["images"],
+        "pairs": state.counts["pairs"],
+        "set_aside": state.counts["set_aside"],
+        "set_aside_reasons": state.facts["set_aside"],
+        "left_out": state.counts["left_out"],
+        "left_out_reasons": state.facts["left_out"],
+        "declared": state.counts["declared"],
         "shards": len(dataset),
         "indexed": sum(unit.computed for unit in units[:-1]),
         "labels": dataset_counts(dataset),

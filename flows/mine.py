@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, cast
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 
 from diffmining_core.images.shards import check_labels
+from diffmining_core.images.tally import Reason
 from diffmining_core.recipes import MINED
 from diffmining_core.report.escaping import markdown_text
 from diffmining_core.results.references import Results, summarised_report
 from diffmining_core.signs import Sign
-from diffmining_core.store.ledger import CorruptFileError
+from diffmining_core.store.ledger import CorruptFileError, Manifest, finished
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
 from flows.checks import check_inputs
@@ -167,7 +168,8 @@ def mine_once(parameters: MineParameters, run: RunLedger) -> dict[str, Any]:
         seen = done.key
     with run.stage("report"):
         title = f"What is typical in {parameters.dataset_name}"
-        facts = page_facts(parameters, results, patch_options["size"], notes, sure)
+        state = finished(open_root(root), units[-1].stage, units[-1].key)
+        facts = page_facts(parameters, results, state, patch_options["size"], notes, sure)
         unit = report_unit(results, facts, truth, seen)
         plan_stage(open_root(root), unit.stage, [unit.key])
         (done,) = run.add([report(root, title, results, facts, truth, seen)])
@@ -215,11 +217,13 @@ def cluster(parameters: MineParameters, embedded: dict[str, str], run: RunLedger
 def page_facts(
     parameters: MineParameters,
     results: Results,
+    state: Manifest,
     patch_size: int,
     notes: list[str],
     sure: Decided | None,
 ) -> dict[str, Any]:
-    """How the page was made, for its readers."""
+    """How the page was made, for its readers; `state` is the dataset's."""
+    left_out = cast("dict[str, Reason]", state.facts["left_out"])
     settings = parameters.settings()
     measured = how_measured(parameters, results.size)
     if sure:
@@ -229,9 +233,19 @@ def page_facts(
         "dataset": {
             "folder": parameters.dataset,
             **({"recipe": settings.recipe.title} if parameters.recipe else {}),
+            "rows": state.counts["listed"],
             "images": results.images,
             "set aside": sum(shard.images + shard.set_aside for shard in results.dataset)
             - results.images,
+            **(
+                {
+                    "left out": [
+                        f"{found['count']:,} × {reason}" for reason, found in left_out.items()
+                    ]
+                }
+                if left_out
+                else {}
+            ),
             "shards": len(results.dataset),
         },
         **measured,

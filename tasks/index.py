@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +19,7 @@ from diffmining_core.images import shards
 from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.images.shards import FoundImage, KeptShard, KnownShard
 from diffmining_core.images.sources import open_source
+from diffmining_core.images.tally import Reason, Tally
 from diffmining_core.recipes import TRAIN, Recipe, load_recipe, plain_recipe
 from diffmining_core.results.references import SHARD_TABLE, Shard
 from diffmining_core.store.ledger import (
@@ -43,7 +44,7 @@ PUBLISHERS = 8
 TABLE = SHARD_TABLE
 
 DATASET_STAGE = "dataset"
-DATASET_ALGO = "dataset-2"
+DATASET_ALGO = "dataset-3"
 DATASET_TABLE = "shards.parquet"
 DATASET_STAGES = {STAGE: DATASET_STAGE, TRAIN_STAGE: "dataset_train"}
 """Of the states of the dataset, by that of its shards."""
@@ -59,8 +60,12 @@ DATASET_SCHEMA = pa.schema(
         ("details_id", pa.string()),  # of the details of the rows that still belong
         ("set_aside", pa.int32()),  # images that cannot be used
         ("declared", pa.int32()),  # good images that nobody has opened yet
+        ("rows", pa.int32()),  # images under each of their labels, good and set aside
     ]
 )
+
+COUNTS = ("images", "set_aside", "declared", "rows")
+"""What is counted of a shard, and summed over the dataset."""
 
 
 def index_stage(recipe: Recipe, split: str) -> str:
@@ -131,7 +136,7 @@ def index(
             with failures.of(unit), noted(opened, unit):
                 table = shards.index_shard(new.images, progress.advance)
                 shards.check_set_aside(table, max_bad_share)
-                write = partial(_write_shard, new.part, table)
+                write = partial(_write_shard, new.part, new.left_out, table)
                 publishing.append((unit, pool.submit(fill, root, unit, write)))
             if len(publishing) > PUBLISHERS:
                 settle()
@@ -172,18 +177,20 @@ def listing(root: str, dataset: str, recipe: str | None, split: str) -> Listing:
     return Listing(source.digest, tuple(dataset_shards(root, unit.key, unit.stage)))
 
 
-def _write_shard(part: str | None, table: pa.Table, attempt: Attempt) -> None:
+def _write_shard(part: str | None, left_out: Tally, table: pa.Table, attempt: Attempt) -> None:
     attempt.write_table(TABLE, table)
     attempt.counts.update(_counts(table))
     attempt.facts["part"] = part
     attempt.facts["content_id"] = shards.shard_content_id(table)
     attempt.facts["details_id"] = shards.details_id(table)
     attempt.facts["labels"] = label_counts(shards.good(table))
+    attempt.facts["set_aside"] = _set_aside_reasons(table).as_json()
+    attempt.facts["left_out"] = left_out.as_json()
 
 
 def _write_corrected(root: Root, stage: str, kept: KeptShard, attempt: Attempt) -> None:
     table = read_table(root, finished(root, stage, kept.key), TABLE)
-    _write_shard(None, shards.with_notes(table, kept.corrected), attempt)
+    _write_shard(None, Tally(), shards.with_notes(table, kept.corrected), attempt)
 
 
 def _counts(table: pa.Table) -> dict[str, int]:
@@ -191,7 +198,15 @@ def _counts(table: pa.Table) -> dict[str, int]:
     good = shards.good(table)
     images = _images(good)
     declared = _images(good.filter(good.column("declared")))
-    return {"images": images, "set_aside": _images(table) - images, "declared": declared}
+    aside = _images(table) - images
+    return {"images": images, "set_aside": aside, "declared": declared, "rows": table.num_rows}
+
+
+def _set_aside_reasons(table: pa.Table) -> Tally:
+    """The rows of a shard that cannot be used, by reason."""
+    bad = table.filter(pc.is_valid(table.column("set_aside")))
+    columns = (bad.column(name).to_pylist() for name in ("uri", "set_aside"))
+    return Tally.of(zip(*columns, strict=True))
 
 
 def _images(table: pa.Table) -> int:
@@ -208,26 +223,43 @@ def _write_dataset(
     root: Root,
     stage: str,
     kept: Sequence[KeptShard],
-    left_out: Mapping[str, int],
+    left_out: Tally,
     attempt: Attempt,
 ) -> None:
     manifests = {manifest.key: manifest for manifest in read_manifests(root, stage)}
-    rows = [_dataset_row(root, manifests[shard.key], shard.dropped) for shard in kept]
+    rows, set_aside = [], Tally()
+    for shard in kept:
+        manifest = manifests[shard.key]
+        rows.append(_dataset_row(root, manifest, shard.dropped))
+        set_aside.update(_reasons_of(root, manifest, shard.dropped))
+        left_out.update(manifest.facts["left_out"])
     # By content, so that neither the folder's place nor the order of arrival decides anything.
     rows.sort(key=lambda row: (row["content_id"], row["key"]))
     attempt.write_table(DATASET_TABLE, pa.Table.from_pylist(rows, schema=DATASET_SCHEMA))
     attempt.counts["shards"] = len(rows)
     attempt.counts["pairs"] = sum(sum(json.loads(row["labels"]).values()) for row in rows)
-    for name in ("images", "set_aside", "declared"):
+    for name in COUNTS:
         attempt.counts[name] = sum(row[name] for row in rows)
-    attempt.facts["left_out"] = dict(left_out)
+    attempt.counts["left_out"] = left_out.counts.total()
+    attempt.counts["rows_set_aside"] = set_aside.counts.total()
+    # Every row of the source is a usable image under a label, set aside, or left out.
+    attempt.counts["listed"] = attempt.counts["rows"] + attempt.counts["left_out"]
+    attempt.facts["set_aside"] = set_aside.as_json()
+    attempt.facts["left_out"] = left_out.as_json()
+
+
+def _reasons_of(root: Root, manifest: Manifest, dropped: Sequence[int]) -> Mapping[str, Reason]:
+    """Why rows of a shard that still belong to the dataset are set aside."""
+    if not dropped:
+        return cast("Mapping[str, Reason]", manifest.facts["set_aside"])
+    return _set_aside_reasons(_without(read_table(root, manifest, TABLE), dropped)).as_json()
 
 
 def _dataset_row(root: Root, manifest: Manifest, dropped: Sequence[int]) -> dict[str, Any]:
     names = ("content_id", "details_id", "labels")
     content_id, details_id, labels = (manifest.facts[name] for name in names)
     row = {"key": manifest.key, "indexed_id": content_id, "dropped": list(dropped)}
-    counts = {name: manifest.counts[name] for name in ("images", "set_aside", "declared")}
+    counts = {name: manifest.counts[name] for name in COUNTS}
     if dropped:
         live = _without(read_table(root, manifest, TABLE), dropped)
         content_id, details_id = shards.shard_content_id(live), shards.details_id(live)

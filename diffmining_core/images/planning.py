@@ -36,6 +36,7 @@ from diffmining_core.images.shards import (
     Notes,
     boxes_of,
 )
+from diffmining_core.images.tally import Tally
 
 Hashes = npt.NDArray[np.bytes_]
 """16 bytes per row, S16."""
@@ -50,6 +51,8 @@ NOTE_BYTES, NOTE_TYPE = 8, ">u8"  # in the order in which the database sorts byt
 BATCH = 10_000
 """Rows that are handled at once."""
 
+REPEATED = "listed more than once; it counts once"
+
 _COLUMNS = tuple(field.name for field in fields(FoundImage))
 """The boxes come last."""
 
@@ -59,11 +62,15 @@ class Listing:
 
     In: each image under each of its labels, with its name in the source, which decides its place in
     the order, so that the same dataset elsewhere, listed in another order, is cut into the same
-    shards. Rows of one name are those of one image. Rows that occur more than once count once;
-    `repeated` is how many were left out. hashes: of the rows, sorted; notes: hashes of their notes.
+    shards. Rows of one name are those of one image. Rows that occur more than once count once.
+    left_out: the tally that `named` fills while it is read; repeated rows are added to it. hashes:
+    of the rows, sorted; notes: hashes of their notes.
     """
 
-    def __init__(self, named: Iterable[tuple[str, FoundImage]]) -> None:
+    def __init__(
+        self, named: Iterable[tuple[str, FoundImage]], left_out: Tally | None = None
+    ) -> None:
+        self.left_out = Tally() if left_out is None else left_out
         with room_on_disk():
             # A database without a name is a temporary file that goes with its connection.
             self._rows = sqlite3.connect("", isolation_level=None, check_same_thread=False)
@@ -77,14 +84,18 @@ class Listing:
             for batch in _batches(spool.rows(named), BATCH):
                 self._rows.executemany(f"INSERT INTO found VALUES ({marks})", batch)
             self._rows.execute("COMMIT")
-        self.hashes, self.notes, self.repeated = spool.told_apart()
+        self.hashes, self.notes, repeated = spool.told_apart()
+        if repeated:
+            self.left_out.add(REPEATED, count=repeated)
 
     @cached_property
     def digest(self) -> str:
-        """Sha256 hex of the rows and their notes, whatever the order of the listing."""
+        """Sha256 hex of the rows, their notes and what is left out, whatever their order."""
         digest = hashlib.sha256(self.hashes.tobytes())
         if self.notes.any():
             digest.update(self.notes.tobytes())
+        if self.left_out.counts:
+            digest.update(json.dumps(sorted(self.left_out.counts.items())).encode())
         return digest.hexdigest()
 
     def images_without(self, known: Hashes) -> Iterator[list[FoundImage]]:
@@ -185,6 +196,7 @@ def plan_rows(listing: Listing, known: Sequence[KnownShard], shard_rows: int) ->
             for images in _shards(listing.images_without(kept_hashes), shard_rows)
         ),
         images=len(listing.hashes) - len(kept_hashes),
+        left_out=listing.left_out,
     )
 
 
@@ -305,14 +317,14 @@ class PartSource:
 
     def images(self) -> Iterator[FoundImage]:
         """Every image, part by part."""
-        return (image for part in self.parts for image in self.images_of(part))
+        return (image for part in self.parts for image in self.images_of(part, Tally()))
 
     def plan(self, known: Sequence[KnownShard], shard_rows: int) -> IndexPlan:
         """Only parts that are new are opened."""
         return plan_parts(self.parts, known, shard_rows, self.images_of)
 
-    def images_of(self, part: Part) -> Iterator[FoundImage]:
-        """The images of one part, in its order."""
+    def images_of(self, part: Part, left_out: Tally) -> Iterator[FoundImage]:
+        """The images of one part, in its order; `left_out` is told of what else is in it."""
         raise NotImplementedError
 
 
@@ -320,12 +332,13 @@ def plan_parts(
     parts: Sequence[Part],
     known: Sequence[KnownShard],
     shard_rows: int,
-    images_of: Callable[[Part], Iterator[FoundImage]],
+    images_of: Callable[[Part, Tally], Iterator[FoundImage]],
 ) -> IndexPlan:
     """Keep the shards of parts that are unchanged; cut each new part, in its own order.
 
     A part is opened only if the known shards do not make up the whole of it. One that cannot be
-    read stops no other: going through `new` raises InputError in the end.
+    read stops no other: going through `new` raises InputError in the end. What a part's images
+    leave out is told with its last shard, or in the plan's tally if it has none.
     """
     pieces: dict[Part, list[tuple[Piece, str]]] = {part: [] for part in parts}
     for shard in known:
@@ -333,10 +346,13 @@ def plan_parts(
         if piece and piece.part in pieces:
             pieces[piece.part].append((piece, shard.key))
     whole = {part: _whole(own) for part, own in pieces.items()}
+    new = [part for part in parts if not whole[part]]
+    left_out = Tally()
     return IndexPlan(
         keep=[KeptShard(key, ()) for keys in whole.values() for key in keys],
-        new=_new_pieces([part for part in parts if not whole[part]], shard_rows, images_of),
-        images=None if any(not keys for keys in whole.values()) else 0,
+        new=_new_pieces(new, shard_rows, images_of, left_out),
+        images=None if new else 0,
+        left_out=left_out,
     )
 
 
@@ -352,19 +368,29 @@ def _whole(pieces: Iterable[tuple[Piece, str]]) -> list[str]:
 
 
 def _new_pieces(
-    parts: Iterable[Part], shard_rows: int, images_of: Callable[[Part], Iterator[FoundImage]]
+    parts: Iterable[Part],
+    shard_rows: int,
+    images_of: Callable[[Part, Tally], Iterator[FoundImage]],
+    left_out: Tally,
 ) -> Iterator[NewShard]:
     unreadable = []
     for part in parts:
+        of_part, is_empty = Tally(), True
         try:
-            yield from _pieces(part, images_of(part), shard_rows)
+            for piece in _pieces(part, images_of(part, of_part), shard_rows, of_part):
+                is_empty = False
+                yield piece
+            if is_empty:
+                left_out.update(of_part.as_json())
         except InputError as error:
             unreadable.append(str(error))
     if unreadable:
         raise InputError("; ".join(unreadable))
 
 
-def _pieces(part: Part, found: Iterator[FoundImage], shard_rows: int) -> Iterator[NewShard]:
+def _pieces(
+    part: Part, found: Iterator[FoundImage], shard_rows: int, left_out: Tally
+) -> Iterator[NewShard]:
     start = 0
     images = (list(rows) for _, rows in groupby(found, key=lambda row: row.uri))
     batches = _shards(images, shard_rows)
@@ -372,7 +398,7 @@ def _pieces(part: Part, found: Iterator[FoundImage], shard_rows: int) -> Iterato
     while batch is not None:
         after = next(batches, None)
         piece = Piece(part, start, start + len(batch), is_last=after is None)
-        yield NewShard(str(piece), batch)
+        yield NewShard(str(piece), batch, left_out if after is None else Tally())
         start, batch = piece.stop, after
 
 

@@ -30,8 +30,9 @@ from diffmining_core.images.addresses import (
 )
 from diffmining_core.images.pixels import content_id, decode_rgb, header_size
 from diffmining_core.images.shard_image import Box, ShardImage
+from diffmining_core.images.tally import Tally
 
-ALGO = "3"
+ALGO = "4"
 """Version of what decides a shard's rows, given the files' bytes."""
 
 MIN_SIDE = 32
@@ -144,10 +145,14 @@ class KeptShard:
 
 @dataclass(frozen=True)
 class NewShard:
-    """Images to be indexed as one shard; `part` says which piece of which file of the source."""
+    """Images to be indexed as one shard; `part` says which piece of which file of the source.
+
+    left_out: what else that file holds, told with its last piece.
+    """
 
     part: str | None
     images: list[FoundImage]
+    left_out: Tally = field(default_factory=Tally)
 
 
 @dataclass(frozen=True)
@@ -155,13 +160,14 @@ class IndexPlan:
     """Which known shards hold, and the new ones, to be gone through once.
 
     images: how many rows the new ones have together, None where only reading them all would tell.
-    left_out: how many images the source has that are no part of the dataset, by the reason.
+    left_out: what the source has that is no part of the dataset, but for what the new shards tell;
+    complete once `new` has been gone through.
     """
 
     keep: list[KeptShard]
     new: Iterator[NewShard]
     images: int | None
-    left_out: Mapping[str, int] = field(default_factory=dict)
+    left_out: Tally = field(default_factory=Tally)
 
 
 def index_shard(

@@ -58,4 +58,5 @@ def _of_split(recipe: Recipe, split: str, folder: str) -> Arrival:
             unusable.update(row.fault for row in shard.images if row.fault is not None)
     except InputError as error:
         return Arrival(split, published=published, problem=str(error))
-    return Arrival(split, images, len(labels), published, published_labels, unusable, plan.left_out)
+    left_out = plan.left_out.counts
+    return Arrival(split, images, len(labels), published, published_labels, unusable, left_out)

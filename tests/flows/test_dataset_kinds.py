@@ -147,9 +147,11 @@ def test_index_alone_says_what_a_dataset_holds(
         file.write('"photos/nothing.png","",,,\n')
     parameters = IndexParameters(dataset=str(manifest), root=str(tmp_path / "root"), shard_rows=10)
     counts = index_dataset(parameters)
+    no_label = str(manifest.parent / "photos/nothing.png")
     assert counts == {
-        "images": 16, "pairs": 16, "set_aside": 1, "left_out": {}, "declared": 16, "shards": 2,
-        "indexed": 2,
+        "listed": 17, "images": 16, "pairs": 16, "set_aside": 1, "left_out": 0, "declared": 16,
+        "set_aside_reasons": {"it has no label": {"count": 1, "names": [no_label]}},
+        "left_out_reasons": {}, "shards": 2, "indexed": 2,
         "labels": dict.fromkeys(("Almara", "Borvik", "Cendria", "Dorrava"), 4),
     }  # fmt: skip
     assert index_dataset(parameters)["indexed"] == 0

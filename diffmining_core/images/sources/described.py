@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import logging
 import math
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import product
@@ -24,6 +23,7 @@ from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
 from diffmining_core.images.sources.image_files import ImageFiles, ListedFiles, SoughtFiles
 from diffmining_core.images.sources.layouts import BoxTable, NameTable, Table, TableLayout
 from diffmining_core.images.sources.rows import Record, listed_names, rows
+from diffmining_core.images.tally import Tally
 from diffmining_core.store.roots import explained
 
 Boxes: TypeAlias = Mapping[str, Mapping[str, Sequence[Box]]]
@@ -41,8 +41,6 @@ OVER_LIMIT = "over the number per label"
 
 _COLUMN = re.compile(r"\{([^{}]+)\}")
 
-logger = logging.getLogger(__name__)
-
 
 class DescribedSource:
     """Rows of a table in a folder, read as a layout says.
@@ -56,7 +54,7 @@ class DescribedSource:
         self.fs = fs
         self.folder = folder
         self.layout = layout
-        self.left_out: Counter[str] = Counter()
+        self.left_out = Tally()
 
     @property
     def digest(self) -> str:
@@ -69,27 +67,17 @@ class DescribedSource:
 
     def plan(self, known: Sequence[KnownShard], shard_rows: int) -> IndexPlan:
         """As of the listing whose digest was asked for, if it was."""
-        plan = plan_rows(self._listing, known, shard_rows)
-        return IndexPlan(plan.keep, plan.new, plan.images, dict(self.left_out))
+        return plan_rows(self._listing, known, shard_rows)
 
     @cached_property
     def _listing(self) -> Listing:
-        self.left_out.clear()
+        self.left_out = Tally()
         with explained(self.url):
             files = ListedFiles(self.fs, self._image_folders)
             named: Iterable[Named] = self._named(files)
             if self.layout.per_label is not None:
                 named = self._limited(named, self.layout.per_label)
-            listing = Listing(named)
-        for reason, count in self.left_out.items():
-            logger.info("dataset %s: %d images are left out: %s", self.url, count, reason)
-        if listing.repeated:
-            logger.warning(
-                "dataset %s: %d rows are there more than once and count once",
-                self.url,
-                listing.repeated,
-            )
-        return listing
+            return Listing(named, self.left_out)
 
     def _named(self, files: ImageFiles) -> Iterator[Named]:
         """Each image under each of its labels with the name that the table has for it."""
@@ -121,20 +109,20 @@ class DescribedSource:
                     yield place, FoundImage.faulty(place, "", "its row names no file")
                     continue
                 if reason := left_out(name, labels, fault):
-                    self.left_out[reason] += 1
+                    self.left_out.add(reason, name)
                 elif there := files.find(name):
                     found += _name_hash(name)
                     yield from self._found(name, there, row, labels, fault, boxes.get(name, {}))
                 elif layout.missing == "leave out":
-                    self.left_out[NOT_THERE] += 1
+                    self.left_out.add(NOT_THERE, name)
                 else:
                     place = self._address(f"{self._image_folders[0]}/{name}")
                     label = labels[0] if labels else ""
                     yield name, FoundImage.faulty(place, label, "there is no such image")
-        if isinstance(files, ListedFiles) and not self.left_out.keys() - {NOT_THERE}:
+        if isinstance(files, ListedFiles) and not self.left_out.counts.keys() - {NOT_THERE}:
             named = len(np.unique(np.frombuffer(bytes(found), f"S{HASH_BYTES}")))
             if unnamed := files.count - named:
-                self.left_out[UNNAMED] = unnamed
+                self.left_out.add(UNNAMED, count=unnamed)
 
     def _found(
         self,
@@ -174,7 +162,7 @@ class DescribedSource:
             if len(heap) > limit:
                 _, last = heapq.heappop(heap)
                 del chosen[image.label, last]
-                self.left_out[OVER_LIMIT] += 1
+                self.left_out.add(OVER_LIMIT, last)
         yield from ((name, image) for (_, name), image in chosen.items())
 
     def _labels(

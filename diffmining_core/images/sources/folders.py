@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -16,13 +15,15 @@ from diffmining_core.images.addresses import archive_place, fingerprint
 from diffmining_core.images.planning import Listing, plan_rows
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
 from diffmining_core.images.sources.layouts import FolderLayout
+from diffmining_core.images.tally import Tally
 from diffmining_core.store.roots import explained
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 WANTED = "give a folder with one sub-folder of images per label"
 
-logger = logging.getLogger(__name__)
+UNLABELLED = "in no label's folder"
+NO_IMAGE = "no image, by its ending"
 
 
 class FolderSource:
@@ -30,7 +31,7 @@ class FolderSource:
 
     url: how the folders are called together. folders: paths in `fs`. layout: `skip` folders lie
     above the labels', and a `nested` label is all folders on the way, joined by "_". Hidden files
-    and folders are skipped; other files that are no images are counted in the log.
+    and folders are skipped; other files that are no labelled images are left out and counted.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class FolderSource:
 
     def images(self) -> Iterator[FoundImage]:
         """Every image; InputError if there is no folder, or no image in a sub-folder."""
-        return (image for _, image in self._named())
+        return (image for _, image in self._named(Tally()))
 
     def has_images(self) -> bool:
         """Whether any image lies in a sub-folder; the first is enough."""
@@ -60,9 +61,10 @@ class FolderSource:
 
     @cached_property
     def _listing(self) -> Listing:
-        return Listing(self._named())
+        left_out = Tally()
+        return Listing(self._named(left_out), left_out)
 
-    def _named(self) -> Iterator[tuple[str, FoundImage]]:
+    def _named(self, left_out: Tally) -> Iterator[tuple[str, FoundImage]]:
         """Each image with its path below the place that all folders share."""
         base = os.path.commonpath(self.folders)
         labelled = unlabelled = others = 0
@@ -72,14 +74,12 @@ class FolderSource:
                 yield path.removeprefix(base).lstrip("/"), self._found(inner, path, mark)
             elif is_image_name(inner):
                 unlabelled += 1
+                left_out.add(UNLABELLED, inner)
             else:
                 others += 1
+                left_out.add(NO_IMAGE, inner)
         if not labelled:
             raise InputError(self._no_images(unlabelled, others))
-        if ignored := unlabelled + others:
-            logger.info(
-                "dataset %s: %d files that are no labelled images are ignored", self.url, ignored
-            )
 
     def _found(self, inner: str, path: str, mark: str) -> FoundImage:
         uri = path if isinstance(self.fs, LocalFileSystem) else self.fs.unstrip_protocol(path)

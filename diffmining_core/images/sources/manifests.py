@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,8 +39,6 @@ MAX_SIDE = 2**31 - 1
 
 _HEX = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")
 
-logger = logging.getLogger(__name__)
-
 
 class ManifestSource:
     """One table, or several of one kind together.
@@ -71,14 +68,7 @@ class ManifestSource:
 
     def plan(self, known: Sequence[KnownShard], shard_rows: int) -> IndexPlan:
         """By a listing of all rows, however little has changed."""
-        listing = Listing(self._named())
-        if listing.repeated:
-            logger.warning(
-                "dataset %s: %d rows are there more than once and count once",
-                self.url,
-                listing.repeated,
-            )
-        return plan_rows(listing, known, shard_rows)
+        return plan_rows(Listing(self._named()), known, shard_rows)
 
     def _named(self) -> Iterator[tuple[str, FoundImage]]:
         """Each image with the address that the manifest has for it."""

@@ -15,6 +15,7 @@ from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import opened_parquet, parquet_batches, row_uri
 from diffmining_core.images.planning import Part, PartSource
 from diffmining_core.images.shards import FoundImage
+from diffmining_core.images.tally import Tally
 from diffmining_core.store.roots import explained
 
 LABEL_COLUMNS = ("label", "labels")
@@ -34,7 +35,7 @@ class TableSource(PartSource):
 
     kind = "tables"
 
-    def images_of(self, part: Part) -> Iterator[FoundImage]:
+    def images_of(self, part: Part, left_out: Tally) -> Iterator[FoundImage]:
         """Every row, in the file's order."""
         return _rows(part)
 

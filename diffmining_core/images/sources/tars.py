@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import tarfile
 from collections.abc import Iterator, Sequence
 from itertools import groupby
@@ -22,6 +21,7 @@ from diffmining_core.images.planning import Part, PartSource
 from diffmining_core.images.shards import FoundImage
 from diffmining_core.images.sources.folders import is_image_name
 from diffmining_core.images.sources.tables import found_or_faulty, labels_in
+from diffmining_core.images.tally import Tally
 from diffmining_core.store.roots import explained
 
 LABEL_SUFFIXES = (".cls", ".json", ".txt")
@@ -32,7 +32,7 @@ MAX_LABEL_BYTES = 2**20
 AHEAD = 8 * 2**20
 """Bytes that are fetched at once from a tar that is not on this machine."""
 
-logger = logging.getLogger(__name__)
+NO_SAMPLE = "in a tar with neither image nor label"
 
 
 class TarSource(PartSource):
@@ -40,15 +40,15 @@ class TarSource(PartSource):
 
     kind = "tars"
 
-    def images_of(self, part: Part) -> Iterator[FoundImage]:
+    def images_of(self, part: Part, left_out: Tally) -> Iterator[FoundImage]:
         """Every sample, in the file's order."""
-        return _samples(part)
+        return _samples(part, left_out)
 
 
-def _samples(part: Part) -> Iterator[FoundImage]:
+def _samples(part: Part, left_out: Tally) -> Iterator[FoundImage]:
     """The images of a tar, and one with a fault for what lies behind a place it is damaged at."""
     with explained(part.url), opened(part.url, AHEAD) as file:
-        scan = _Scan(part, file)
+        scan = _Scan(part, file, left_out)
         for _, members in groupby(scan.members(), key=lambda member: _sample_key(member.name)):
             yield from scan.images_of(list(members))
         if scan.damage:
@@ -59,8 +59,9 @@ def _samples(part: Part) -> Iterator[FoundImage]:
 class _Scan:
     """One pass over a tar. damage: why it ended early, at byte `position` of `size`, if it did."""
 
-    def __init__(self, part: Part, file: Any) -> None:
+    def __init__(self, part: Part, file: Any, left_out: Tally) -> None:
         self.part = part
+        self.left_out = left_out
         self.file = file
         self.size = file.seek(0, io.SEEK_END)
         file.seek(0)
@@ -119,7 +120,7 @@ class _Scan:
     def _without_image(self, members: Sequence[tarfile.TarInfo]) -> Iterator[FoundImage]:
         labelled = [member for member in members if _suffix(member) in LABEL_SUFFIXES]
         if not labelled:
-            logger.info("dataset: %s in %s is no sample", members[0].name, self.part.url)
+            self.left_out.add(NO_SAMPLE, *(m.name for m in members), count=len(members))
             return
         place = labelled[0].offset_data
         uri = member_uri(self.part.url, place, place + labelled[0].size, labelled[0].name)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.planning import Listing, Part, Piece, plan_parts, plan_rows
+from diffmining_core.images.planning import REPEATED, Listing, Part, Piece, plan_parts, plan_rows
 from diffmining_core.images.shards import (
     SHARD_SCHEMA,
     FoundImage,
@@ -18,6 +18,7 @@ from diffmining_core.images.shards import (
     NewShard,
     Notes,
 )
+from diffmining_core.images.tally import Tally
 
 
 def table_of(found: Sequence[FoundImage]) -> pa.Table:
@@ -150,7 +151,7 @@ def test_a_shard_without_rows_or_of_a_part_is_not_kept() -> None:
 
 def test_rows_that_are_there_twice_count_once() -> None:
     found = listing(files("aabac"))
-    assert found.repeated == 2
+    assert found.left_out.counts == {REPEATED: 2}
     plan = plan_rows(found, [], 10)
     assert plan.images == 3
     assert names([shard.images for shard in plan.new]) == "abc"
@@ -249,7 +250,7 @@ def test_any_history_of_a_folder_is_covered_once() -> None:
 PART = Part("/data/a part 1.tar", "5-x")
 
 
-def images_of(part: Part, count: int = 5) -> Iterator[FoundImage]:
+def images_of(part: Part, left_out: Tally, count: int = 5) -> Iterator[FoundImage]:
     return (FoundImage(f"{part.url}#{i}", "rome", part.fingerprint) for i in range(count))
 
 
@@ -261,7 +262,7 @@ def known_parts(shards: Sequence[NewShard]) -> list[KnownShard]:
     return [KnownShard(f"k{i}", s.part, pytest.fail) for i, s in enumerate(shards)]
 
 
-def unopened(part: Part) -> Iterator[FoundImage]:
+def unopened(part: Part, left_out: Tally) -> Iterator[FoundImage]:
     pytest.fail(f"{part.url} is opened")
 
 
@@ -278,13 +279,24 @@ def test_a_part_is_cut_in_its_own_order_and_not_opened_again(count: int) -> None
     assert plan.images is None
     new = cut(plan)
     assert [image for shard in new for image in shard.images] == [
-        image for part in parts for image in images_of(part, count)
+        image for part in parts for image in images_of(part, Tally(), count)
     ]
     assert all(len({i.uri.rpartition("#")[0] for i in shard.images}) == 1 for shard in new)
     again = plan_parts(parts, known_parts(new), 100, unopened)
     assert again.keep == [KeptShard(f"k{i}", ()) for i in range(len(new))]
     assert again.images == 0
     assert cut(again) == []
+
+
+def test_what_a_part_leaves_out_is_told_once_with_its_last_piece() -> None:
+    def read(part: Part, left_out: Tally) -> Iterator[FoundImage]:
+        left_out.add("no sample", "README")
+        return images_of(part, left_out, 5 if part == PART else 0)
+
+    plan = plan_parts([PART, Part("/empty.tar", "1")], [], 2, read)
+    told = [shard.left_out.counts for shard in plan.new]
+    assert told == [{}, {}, {"no sample": 1}]
+    assert plan.left_out.counts == {"no sample": 1}
 
 
 def test_only_parts_that_are_new_are_opened() -> None:
@@ -313,10 +325,10 @@ def test_a_part_cut_in_two_ways_is_kept_once() -> None:
 
 
 def test_a_part_that_cannot_be_read_stops_no_other_and_is_named() -> None:
-    def read(part: Part) -> Iterator[FoundImage]:
+    def read(part: Part, left_out: Tally) -> Iterator[FoundImage]:
         if part.url.startswith("bad"):
             raise InputError(f"{part.url} is no readable tar")
-        return images_of(part, 1)
+        return images_of(part, left_out, 1)
 
     parts = [Part(url, "1") for url in ("bad1", "good1", "bad2", "good2")]
     plan = plan_parts(parts, [], 2, read)

@@ -60,7 +60,7 @@ def test_cars_are_labelled_by_their_decades(tmp_path: Path) -> None:
     found, plan = planned(folder_of("cardb", tmp_path), "cardb", "mined")
     assert said(found) == [("a.jpg", "1950"), ("b.jpg", "1950"), ("c.jpg", "1920")]
     assert faults(found) == [("d.jpg", "its year 'unknown' is no number")]
-    assert plan.left_out == {
+    assert plan.left_out.counts == {
         "named in the table, but not there": 1,
         "there, but not named in the table": 1,
     }
@@ -88,7 +88,7 @@ def test_streets_have_four_headings_a_country_and_a_region(tmp_path: Path) -> No
     by_place = {row.uri.split("/")[-2]: row.detail for row in found}
     assert by_place == {f"000{i}": "Lazio, south" if i % 2 == 0 else None for i in range(6)}
     assert not faults(found)
-    assert plan.left_out == {
+    assert plan.left_out.counts == {
         "named in the table, but not there": 80,
         "in the list of images to leave out": 1,
     }
@@ -100,7 +100,7 @@ def test_as_many_streets_of_a_country_are_mined_as_it_says_whatever_their_order(
     folder = folder_of("g3", tmp_path)
     found, plan = planned(folder, "g3", MINED)
     assert {row.label for row in found} == {"Italy", "Japan"}
-    assert plan.left_out["of other labels"] == 8
+    assert plan.left_out.counts["of other labels"] == 8
 
     layout = load_recipe("g3").layout(MINED)
     assert isinstance(layout, TableLayout)
@@ -140,7 +140,7 @@ def test_at_most_a_hundred_images_of_a_scene_are_mined(tmp_path: Path) -> None:
     write_places(str(tmp_path), each=102)
     found, plan = planned(str(tmp_path), "places", MINED)
     assert set(Counter(row.label for row in found if not row.fault).values()) == {100}
-    assert plan.left_out == {"over the number per label": 6}
+    assert plan.left_out.counts == {"over the number per label": 6}
 
 
 def test_a_repeated_row_takes_no_place_of_the_number_per_label(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_xrays_with_a_box_are_mined_under_all_their_findings(tmp_path: Path) -> 
         ("3_0.png", "Effusion"): (),
         ("3_0.png", "Cardiomegaly"): ((1.0, 1.0, 2.0, 2.0),),
     }
-    assert plan.left_out == {"without a box": 2}
+    assert plan.left_out.counts == {"without a box": 2}
     uris = [row.uri for row in found]
     assert uris == sorted(uris, key=uris.index), "the rows of an image lie side by side"
 
@@ -178,7 +178,7 @@ def test_xrays_of_the_list_are_trained_on(tmp_path: Path) -> None:
         ("1_1.png", "No Finding"),
         ("2_0.png", "Mass"),
     ]
-    assert plan.left_out == {"not in the list of images to take": 2}
+    assert plan.left_out.counts == {"not in the list of images to take": 2}
 
 
 @pytest.fixture
@@ -214,7 +214,7 @@ def test_the_real_files_of_chestxray8_are_read_whole(published_csvs: Path, tmp_p
     found, plan = planned(str(tmp_path), "xray", MINED)
     assert not faults(found)
     assert (len({row.uri for row in found}), len(found)) == (880, 1915)
-    assert plan.left_out == {"without a box": 111_240}
+    assert plan.left_out.counts == {"without a box": 111_240}
     assert Counter(row.label for row in found if row.boxes) == {
         "Atelectasis": 180, "Effusion": 153, "Cardiomegaly": 146, "Infiltration": 123,
         "Pneumonia": 120, "Pneumothorax": 98, "Mass": 85, "Nodule": 79,
@@ -277,12 +277,12 @@ def test_a_file_that_comes_or_changes_changes_the_dataset(tmp_path: Path) -> Non
         return open_source(str(tmp_path), COLOURS).digest
 
     before = digest()
-    put(str(tmp_path), "other.png", photo(1))
-    assert digest() == before
+    put(str(tmp_path), "other.png", photo(1))  # left out, and counted
+    with_other = digest()
     put(str(tmp_path), "b.png", photo(2))
     with_both = digest()
     put(str(tmp_path), "b.png", photo(3, 50, 50))
-    assert len({before, with_both, digest()}) == 3
+    assert len({before, with_other, with_both, digest()}) == 4
 
 
 def test_names_that_lead_out_of_the_folder_are_no_files(tmp_path: Path) -> None:
