@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -30,7 +29,7 @@ IMAGE_MULTIPLE = 8
 """Pixels along one latent cell of Stable Diffusion: model-size sides are multiples of it."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "HEIF", "PPM")
-"""Those of Pillow's formats that are read: photos, which need no other program. MPO counts as JPEG."""
+"""The formats of Pillow that are read: photos, which need no other program. MPO counts as JPEG."""
 
 SCALED_BITS = "scaled_bits"
 """In `info` of a decoded image: its greys filled so many bits of 16, and were scaled by those."""
