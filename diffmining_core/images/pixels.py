@@ -259,7 +259,8 @@ def _check_colours(image: Image.Image, data: bytes) -> None:
     if not is_deep:
         return
     colours = "L" if image.mode == "LA" else "RGB"
-    if max(image.getchannel(colour).getextrema()[1] for colour in colours) < 1 << (14 - 8):
+    top = max(int(np.asarray(image.getchannel(colour)).max()) for colour in colours)
+    if top < 1 << (14 - 8):
         raise ImageError(
             "its 16-bit colours fill 14 bits or fewer of their range, so that it would be shown "
             "nearly black; save it with 8 bits"

@@ -9,6 +9,7 @@ Out: a plan of dataset shards. Nothing is copied, and no listing is held in memo
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import fingerprint
@@ -118,6 +120,38 @@ def check_source(url: str, layout: Layout | None = None) -> None:
     )
 
 
+def check_apart(url: str, root: str) -> None:
+    """InputError if a root lies where the dataset's images are looked for.
+
+    The pictures that a run writes would be images of the next one.
+    """
+    dataset = _place(url)
+    try:
+        fs, results = filesystem(root)
+    except (ValueError, ImportError):  # said when the root is opened
+        return
+    if type(dataset.fs) is not type(fs):
+        return
+    path, inner = _real_path(fs, dataset.path), f"{_real_path(fs, results)}/stage/picture"
+    with explained(dataset.url):
+        if has_magic(path) and not dataset.fs.exists(path):
+            pattern = re.compile(glob_translate(path))
+            steps = inner.split("/")
+            is_inside = any(pattern.match("/".join(steps[:n])) for n in range(1, len(steps) + 1))
+        else:
+            is_inside = inner.startswith(f"{path.rstrip('/')}/")
+    if is_inside:
+        raise InputError(
+            f"root {root} lies in the dataset {dataset.url}, so that the results of one run "
+            "would be images of the next; give a root beside the dataset"
+        )
+
+
+def _real_path(fs: Any, path: str) -> str:
+    """The path, on this machine without links."""
+    return os.path.realpath(path) if isinstance(fs, LocalFileSystem) else path.rstrip("/")
+
+
 def _place(url: str) -> _Place:
     try:
         fs, path = filesystem(url)
@@ -163,13 +197,13 @@ def _source_as_described(place: _Place, layout: FolderLayout | TableLayout) -> S
 
 def _source_of_pattern(place: _Place) -> Source:
     found = place.fs.glob(place.path, detail=True)
-    infos = [found[path] for path in sorted(found) if not _is_rubbish(found[path])]
+    infos = [found[path] for path in sorted(found)]
     folders = [info["name"] for info in infos if info["type"] == "directory"]
     if folders:
         return FolderSource(place.url, place.fs, folders)
     if not infos:
         raise InputError(f"dataset {place.url}: there is no such folder or file")
-    return _source_of_files(place, infos)
+    return _source_of_files(place, [info for info in infos if not _is_rubbish(info)] or infos)
 
 
 def _source_in_folder(place: _Place) -> Source:

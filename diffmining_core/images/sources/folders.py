@@ -89,8 +89,7 @@ class FolderSource:
 
     def _left_out(self, inner: str, file: ListedFile) -> str | None:
         """Why a file is no part of the dataset; None if it is an image under a label."""
-        # Of the folders themselves only those that a pattern found beside others may be rubbish.
-        if reason := rubbish(inner) or rubbish(self._below_all(file.path), hidden=False):
+        if reason := rubbish(self._below_all(file.path)):  # also of a folder that a pattern found
             return reason
         if file.is_no_file:
             return AGAIN

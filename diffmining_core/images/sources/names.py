@@ -59,11 +59,8 @@ def may_be_image(name: str) -> bool:
     return is_image_name(name) or not (own in _OTHER_ENDINGS or _media_type(own))
 
 
-def rubbish(path: str, *, hidden: bool = True) -> str | None:
-    """Why a file at a relative path is left out wherever it is; None for all other files.
-
-    hidden: whether names that begin with a dot are reason enough.
-    """
+def rubbish(path: str) -> str | None:
+    """Why a file at a relative path is left out wherever it is; None for all other files."""
     parts = path.split("/")
     for part in parts:
         low = part.lower()
@@ -72,7 +69,7 @@ def rubbish(path: str, *, hidden: bool = True) -> str | None:
         for start in _RUBBISH_STARTS:
             if low.startswith(start):
                 return f"left by a program: {start}*"
-    return HIDDEN if hidden and any(part.startswith(".") for part in parts) else None
+    return HIDDEN if any(part.startswith(".") for part in parts) else None
 
 
 @cache
