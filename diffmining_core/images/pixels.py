@@ -227,7 +227,7 @@ def _range_bits(values: npt.NDArray[np.uint16], told: int | None) -> int:
     Values that are whole bytes in the upper half, or in both, were 8-bit ones of the full range.
     """
     top = int(values.max())
-    if told is not None and top < 1 << told:
+    if told is not None and told <= DEPTHS[-1] and top < 1 << told:
         return max(told, DEPTHS[0])
     if top < 1 << 14 and any(not (values % step).any() for step in (256, 257)):
         return 16

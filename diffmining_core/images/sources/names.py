@@ -61,7 +61,7 @@ def may_be_image(name: str) -> bool:
 
 def rubbish(path: str) -> str | None:
     """Why a file at a relative path is left out wherever it is; None for all other files."""
-    parts = path.split("/")
+    parts = [part for part in path.split("/") if part not in (".", "..")]
     for part in parts:
         low = part.lower()
         if low in _RUBBISH:

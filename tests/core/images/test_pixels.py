@@ -138,6 +138,8 @@ def test_the_range_that_a_file_tells_counts() -> None:
         shown = decode_rgb(data)
         assert shown.info[SCALED_BITS] == 12
         assert np.asarray(shown).max() == 800 >> 4
+    absurd = png_with(encoded(Image.fromarray(dim)), b"sBIT", b"\xff")
+    assert decode_rgb(absurd).info[SCALED_BITS] == 10
     full = png_with(encoded(Image.fromarray(dim)), b"sBIT", b"\x10")
     assert np.asarray(decode_rgb(full)).max() == 800 >> 8
 

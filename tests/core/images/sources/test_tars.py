@@ -137,8 +137,8 @@ def test_shards_read_in_another_way_are_new(tmp_path: Path) -> None:
 def test_rubbish_in_a_tar_is_left_out_and_counted(tmp_path: Path) -> None:
     rubbish = ("./._1.png", "__MACOSX/._1.png", "a/@eaDir/1.png", "a/.hidden.png")
     members = dict.fromkeys(rubbish, b"x") | {"./1.png": b"x", "./1.cls": b"rome"}
-    put(str(tmp_path), "x.tar", tar_of(members))
-    assert told(listed(str(tmp_path))) == [("1.png", "rome", None)]
+    put(str(tmp_path), "x.tar", tar_of(members | {"a/../2.png": b"x", "a/../2.cls": b"oslo"}))
+    assert told(listed(str(tmp_path))) == [("1.png", "rome", None), ("2.png", "oslo", None)]
     assert folder_tally(str(tmp_path)) == {
         "left by a program: ._*": ["./._1.png"],
         "left by a program: __MACOSX": ["__MACOSX/._1.png"],
