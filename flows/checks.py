@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.sources import canonical_url, check_source
+from diffmining_core.images.sources import canonical_url, check_apart, check_source
 from diffmining_core.models.files import find_model
 from diffmining_core.recipes import MINED, TRAIN
 from diffmining_core.store.roots import Root, open_root
@@ -49,6 +49,12 @@ def check_dataset(parameters: IndexParameters) -> None:
 
 
 def check_places(parameters: IndexParameters) -> None:
+    """Refuse a root in its own dataset, and paths that mean something else to a worker."""
+    _check_absolute(parameters)
+    check_apart(parameters.dataset, parameters.root)
+
+
+def _check_absolute(parameters: IndexParameters) -> None:
     """Refuse paths that mean something else in the folder a worker happens to run in."""
     if "prefect" not in sys.modules:  # as in a command, which need not wait for its import
         return

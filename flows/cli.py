@@ -504,6 +504,8 @@ def print_counts(counts: dict[str, Any]) -> None:
     for what in ("set_aside", "left_out"):
         for line in reasons_in_words(counts[f"{what}_reasons"]):
             print(f"  {what.replace('_', ' ')}: {line}")
+    for line in reasons_in_words(counts["scaled"]):
+        print(f"  {line}")
     if counts["declared"]:
         print(
             f"{counts['declared']} of them are as the manifest says and were not opened; those "

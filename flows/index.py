@@ -42,6 +42,7 @@ def split_numbers(parameters: IndexParameters, split: str) -> dict[str, Any]:
         "set_aside_reasons": state.facts["set_aside"],
         "left_out": state.counts["left_out"],
         "left_out_reasons": state.facts["left_out"],
+        "scaled": state.facts["scaled"],
         "declared": state.counts["declared"],
         "shards": len(dataset),
         "indexed": sum(unit.computed for unit in units[:-1]),

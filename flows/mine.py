@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
@@ -214,6 +215,14 @@ def cluster(parameters: MineParameters, embedded: dict[str, str], run: RunLedger
     return {one.name: one.unit.key for one in work}
 
 
+_TOLD_OF_DATASET = (("left out", "left_out"), ("scaled", "scaled"))
+"""What the page tells of a dataset's rows, and the fact of its state that has it."""
+
+
+def _lines(reasons: Mapping[str, Reason]) -> list[str]:
+    return [f"{found['count']:,} × {reason}" for reason, found in reasons.items()]
+
+
 def page_facts(
     parameters: MineParameters,
     results: Results,
@@ -223,7 +232,7 @@ def page_facts(
     sure: Decided | None,
 ) -> dict[str, Any]:
     """How the page was made, for its readers; `state` is the dataset's."""
-    left_out = cast("dict[str, Reason]", state.facts["left_out"])
+    told = {name: _lines(state.facts[what]) for name, what in _TOLD_OF_DATASET}
     settings = parameters.settings()
     measured = how_measured(parameters, results.size)
     if sure:
@@ -237,15 +246,7 @@ def page_facts(
             "images": results.images,
             "set aside": sum(shard.images + shard.set_aside for shard in results.dataset)
             - results.images,
-            **(
-                {
-                    "left out": [
-                        f"{found['count']:,} × {reason}" for reason, found in left_out.items()
-                    ]
-                }
-                if left_out
-                else {}
-            ),
+            **{name: lines for name, lines in told.items() if lines},
             "shards": len(results.dataset),
         },
         **measured,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -184,7 +184,8 @@ def _write_shard(part: str | None, left_out: Tally, table: pa.Table, attempt: At
     attempt.facts["content_id"] = shards.shard_content_id(table)
     attempt.facts["details_id"] = shards.details_id(table)
     attempt.facts["labels"] = label_counts(shards.good(table))
-    attempt.facts["set_aside"] = _set_aside_reasons(table).as_json()
+    for what, of_table in TALLIES.items():
+        attempt.facts[what] = of_table(table).as_json()
     attempt.facts["left_out"] = left_out.as_json()
 
 
@@ -209,6 +210,23 @@ def _set_aside_reasons(table: pa.Table) -> Tally:
     return Tally.of(zip(*columns, strict=True))
 
 
+def _scaled(table: pa.Table) -> Tally:
+    """The images of a shard whose greys were scaled by their own range."""
+    names = (table.column(name).to_pylist() for name in ("uri", "scaled_bits"))
+    return Tally.of(
+        (uri, f"greys of {bits} bits in a file of 16, scaled by their own range")
+        for uri, bits in dict(zip(*names, strict=True)).items()
+        if bits is not None
+    )
+
+
+TALLIES: Mapping[str, Callable[[pa.Table], Tally]] = {
+    "set_aside": _set_aside_reasons,
+    "scaled": _scaled,
+}
+"""What is noted, with names, on the rows of each shard and of the dataset."""
+
+
 def _images(table: pa.Table) -> int:
     return int(pc.count_distinct(table.column("uri")).as_py())
 
@@ -227,11 +245,12 @@ def _write_dataset(
     attempt: Attempt,
 ) -> None:
     manifests = {manifest.key: manifest for manifest in read_manifests(root, stage)}
-    rows, set_aside = [], Tally()
+    rows, noted_on = [], {what: Tally() for what in TALLIES}
     for shard in kept:
         manifest = manifests[shard.key]
         rows.append(_dataset_row(root, manifest, shard.dropped))
-        set_aside.update(_reasons_of(root, manifest, shard.dropped))
+        for what, tally in noted_on.items():
+            tally.update(_reasons_of(root, manifest, shard.dropped, what))
         left_out.update(manifest.facts["left_out"])
     # By content, so that neither the folder's place nor the order of arrival decides anything.
     rows.sort(key=lambda row: (row["content_id"], row["key"]))
@@ -241,18 +260,20 @@ def _write_dataset(
     for name in COUNTS:
         attempt.counts[name] = sum(row[name] for row in rows)
     attempt.counts["left_out"] = left_out.counts.total()
-    attempt.counts["rows_set_aside"] = set_aside.counts.total()
+    attempt.counts["rows_set_aside"] = noted_on["set_aside"].counts.total()
     # Every row of the source is a usable image under a label, set aside, or left out.
     attempt.counts["listed"] = attempt.counts["rows"] + attempt.counts["left_out"]
-    attempt.facts["set_aside"] = set_aside.as_json()
+    attempt.facts |= {what: tally.as_json() for what, tally in noted_on.items()}
     attempt.facts["left_out"] = left_out.as_json()
 
 
-def _reasons_of(root: Root, manifest: Manifest, dropped: Sequence[int]) -> Mapping[str, Reason]:
-    """Why rows of a shard that still belong to the dataset are set aside."""
+def _reasons_of(
+    root: Root, manifest: Manifest, dropped: Sequence[int], what: str
+) -> Mapping[str, Reason]:
+    """What is noted on the rows of a shard that still belong to the dataset."""
     if not dropped:
-        return cast("Mapping[str, Reason]", manifest.facts["set_aside"])
-    return _set_aside_reasons(_without(read_table(root, manifest, TABLE), dropped)).as_json()
+        return cast("Mapping[str, Reason]", manifest.facts[what])
+    return TALLIES[what](_without(read_table(root, manifest, TABLE), dropped)).as_json()
 
 
 def _dataset_row(root: Root, manifest: Manifest, dropped: Sequence[int]) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from PIL import Image
 from diffmining_core.errors import InputError
 from diffmining_core.evaluation.planted import HIT_SHARE, PixelScores
 from diffmining_core.images.addresses import read_bytes
-from diffmining_core.images.pixels import model_size
+from diffmining_core.images.pixels import FORMATS, model_size
 from diffmining_core.patches.scoring import upsample_bilinear
 from diffmining_core.store.maps import RaggedMaps
 from diffmining_core.store.roots import filesystem
@@ -77,7 +77,7 @@ class MaskFolder:
         url = self.address(uri, label)
         if url is None:
             return None
-        with Image.open(io.BytesIO(read_bytes(url))) as image:
+        with Image.open(io.BytesIO(read_bytes(url)), formats=FORMATS) as image:
             resized = model_size(image.convert("L"), size, Image.Resampling.NEAREST)
         return np.asarray(resized) > 127
 

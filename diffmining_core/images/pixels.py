@@ -3,22 +3,56 @@
 The model-size image: EXIF orientation applied, RGB, resized (Lanczos) so that the shorter side has
 `size` pixels, cropped at the right and at the bottom to multiples of 8. At most 7 pixels at those
 two edges are not seen. All coordinates of the project (y, x from the top left) are pixels of it.
+
+Only formats of photos are read, whatever a file is called. Metadata that cannot be read are passed
+over; of files with several pictures the first counts.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import struct
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from pi_heif import register_heif_opener
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from diffmining_core.errors import ImageError
 from diffmining_core.images.addresses import read_bytes
+from diffmining_core.images.metadata import png_chunks, without_metadata
 
 IMAGE_MULTIPLE = 8
 """Pixels along one latent cell of Stable Diffusion: model-size sides are multiples of it."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "HEIF", "PPM")
+"""The formats of Pillow that are read: photos, which need no other program. MPO counts as JPEG."""
+
+SCALED_BITS = "scaled_bits"
+"""In `info` of a decoded image: its greys filled so many bits of 16, and were scaled by those."""
+
+DEPTHS = (8, 10, 12, 14, 16)
+"""Bits of grey that instruments write into 16-bit files."""
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
+
+_BITS_PER_SAMPLE, _WHITE_OR_BLACK, _MAX_SAMPLE_VALUE, _SUBFILE = 258, 262, 281, 254
+_DNG_VERSION = 50706
+"""Tags of TIFF files."""
+
+T = TypeVar("T")
 
 _CHANGED = (
     "it has changed since it was indexed: put the old one back, or start again (a manifest that "
@@ -56,18 +90,22 @@ def original_square(
 def decode_rgb(data: bytes) -> Image.Image:
     """The whole image, upright, in RGB; transparent parts over white, 16-bit greys as 8-bit.
 
-    ImageError with the reason if the bytes are no image that can be read to its end. Colour
-    profiles are not applied.
+    Greys that fill 8, 10, 12 or 14 bits of 16 are scaled by these, which `info` then tells under
+    SCALED_BITS. ImageError with the reason if the bytes are no image that can be read to its end.
+    Colour profiles are not applied.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image)
-    except ImageError:
-        raise
-    except Exception as error:  # on broken bytes Pillow's readers raise nearly anything
-        raise ImageError(f"not a readable image: {_reason(error)}") from error
+
+    def decoded(image: Image.Image) -> Image.Image:
+        if _is_camera_raw(image, data):
+            raise ImageError("it is a camera's raw file; develop it to JPEG or TIFF")
+        image.load()
+        shown = _rgb(image, data)
+        method = _UPRIGHT.get(_orientation(image))
+        upright = shown if method is None else shown.transpose(method)
+        upright.info = {name: shown.info[name] for name in (SCALED_BITS,) if name in shown.info}
+        return upright
+
+    return _read(data, decoded)
 
 
 def header_size(data: bytes) -> tuple[int, int]:
@@ -75,11 +113,7 @@ def header_size(data: bytes) -> tuple[int, int]:
 
     ImageError with the reason if there is no such header.
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.size
-    except Exception as error:  # as above
-        raise ImageError(f"not a readable image: {_reason(error)}") from error
+    return _read(data, lambda image: image.size)
 
 
 def load_pixels(uri: str, size: int, image_id: str | None = None) -> npt.NDArray[np.uint8]:
@@ -132,25 +166,130 @@ def _multiple(side: int) -> int:
     return side - side % IMAGE_MULTIPLE
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):
-        grey = np.asarray(image).astype(np.uint16)  # native byte order
-        return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise ImageError(
-            f"its pixels are {'integers' if image.mode == 'I' else 'fractions'} of no set range; "
-            "save it with 8 or 16 bits"
-        )
+def _read(data: bytes, read: Callable[[Image.Image], T]) -> T:
+    """What `read` makes of the image, without its metadata if they are in the way."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return read(image)
+    except ImageError:
+        raise
+    except Exception as error:  # on broken bytes Pillow's readers raise nearly anything
+        if (bare := without_metadata(data)) != data:
+            return _read(bare, read)
+        raise ImageError(f"not a readable image: {_reason(error, data)}") from error
+
+
+def _is_camera_raw(image: Image.Image, data: bytes) -> bool:
+    """Whether the first picture of a TIFF file is but a preview of what its camera took."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    is_reduced = int(image.tag_v2.get(_SUBFILE, 0)) & 1
+    return bool(is_reduced) or _DNG_VERSION in image.tag_v2 or data[8:10] == b"CR"
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # of broken EXIF; the pixels are sound
+        return 1
+
+
+def _rgb(image: Image.Image, data: bytes) -> Image.Image:
+    if image.mode.startswith("I"):
+        return _grey(image, data)
+    if image.mode == "F":
+        raise ImageError("its pixels are fractions of no set range; save it with 8 or 16 bits")
+    _check_colours(image, data)
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _reason(error: Exception) -> str:
+def _grey(image: Image.Image, data: bytes) -> Image.Image:
+    """Greys of more than 8 bits, white being the top of the range that they fill."""
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
+        raise ImageError("its pixels are integers of no set range; save it with 8 or 16 bits")
+    values = values.astype(np.uint16)  # native byte order
+    bits = _range_bits(values, _told_bits(image, data))
+    if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_WHITE_OR_BLACK) == 0:
+        values = (1 << bits) - 1 - values  # white is 0, which Pillow heeds at 8 bits only
+    shown = Image.fromarray((values >> (bits - 8)).astype(np.uint8)).convert("RGB")
+    if bits < 16:
+        shown.info[SCALED_BITS] = bits
+    return shown
+
+
+def _range_bits(values: npt.NDArray[np.uint16], told: int | None) -> int:
+    """How many bits the values fill: as the file tells unless they are over it, else as they are.
+
+    Values that are whole bytes in the upper half, or in both, were 8-bit ones of the full range.
+    """
+    top = int(values.max())
+    if told is not None and told <= DEPTHS[-1] and top < 1 << told:
+        return max(told, DEPTHS[0])
+    if top < 1 << 14 and any(not (values % step).any() for step in (256, 257)):
+        return 16
+    return next(bits for bits in DEPTHS if top < 1 << bits)
+
+
+def _told_bits(image: Image.Image, data: bytes) -> int | None:
+    """The bits of grey that a file tells of itself; None where it does not."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        if top := image.tag_v2.get(_MAX_SAMPLE_VALUE):
+            return int(top[0] if isinstance(top, tuple) else top).bit_length()
+        (bits, *_) = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))
+        return int(bits) if bits < 16 else None
+    if image.format == "PNG":
+        told = (chunk.content for chunk in png_chunks(data) if chunk.kind == b"sBIT")
+        return next((content[0] for content in told if content), None)
+    return 16  # Pillow has scaled those of the other formats as their headers tell
+
+
+def _check_colours(image: Image.Image, data: bytes) -> None:
+    """ImageError for 16-bit colours that fill 14 bits or fewer: Pillow keeps the upper 8 only."""
+    if image.mode not in ("RGB", "RGBA", "RGBX", "LA"):
+        return
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        is_deep = 16 in image.tag_v2.get(_BITS_PER_SAMPLE, ())
+    else:
+        header = next(png_chunks(data), None)
+        is_deep = header is not None and header.content[8:9] == b"\x10"
+    if not is_deep:
+        return
+    colours = "L" if image.mode == "LA" else "RGB"
+    top = max(int(np.asarray(image.getchannel(colour)).max()) for colour in colours)
+    if top < 1 << (14 - 8):
+        raise ImageError(
+            "its 16-bit colours fill 14 bits or fewer of their range, so that it would be shown "
+            "nearly black; save it with 8 bits"
+        )
+
+
+def _reason(error: Exception, data: bytes) -> str:
     """Why Pillow gave up, in one line that is the same in every run."""
     if isinstance(error, UnidentifiedImageError):  # its text holds a memory address
-        return "no known image format"
+        known = _format_of(data)
+        if known is None:
+            return "no known image format"
+        return f"broken {known}" if known in FORMATS else f"{known} is not read; save it as PNG"
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return "more pixels than are safe to decode"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _format_of(data: bytes) -> str | None:
+    """The format that a file's first bytes tell; it is not opened."""
+    Image.init()
+    for name in Image.ID:
+        accepts = Image.OPEN[name][1]
+        try:
+            if accepts is not None and accepts(data[:16]) is True:
+                return name
+        except (IndexError, struct.error):  # too short for that format
+            continue
+    return None
+
+
+register_heif_opener()

@@ -265,10 +265,14 @@ def _corrected(
 
 @dataclass(frozen=True)
 class Part:
-    """A file that holds images; `fingerprint`, without spaces, changes when the file does."""
+    """A file that holds images; `fingerprint`, without spaces, changes when the file does.
+
+    reading: how it is read where a layout says so, without spaces.
+    """
 
     url: str
     fingerprint: str
+    reading: str = ""
 
 
 @dataclass(frozen=True)
@@ -282,19 +286,22 @@ class Piece:
 
     def __str__(self) -> str:
         end = "end" if self.is_last else "more"
-        return f"{self.part.url} {self.part.fingerprint} {self.start}-{self.stop} {end}"
+        part = self.part
+        mark = f"{part.fingerprint}|{part.reading}" if part.reading else part.fingerprint
+        return f"{part.url} {mark} {self.start}-{self.stop} {end}"
 
     @classmethod
     def parse(cls, text: str) -> Piece:
         """The piece that has this text."""
-        url, fingerprint, span, end = text.rsplit(" ", 3)
+        url, mark, span, end = text.rsplit(" ", 3)
+        fingerprint, _, reading = mark.partition("|")
         start, stop = span.split("-")
-        return cls(Part(url, fingerprint), int(start), int(stop), end == "end")
+        return cls(Part(url, fingerprint, reading), int(start), int(stop), end == "end")
 
 
 def parts_digest(kind: str, parts: Iterable[Part]) -> str:
     """Sha256 hex of a kind of source and its files as listed, none of which is opened."""
-    lines = sorted(f"{part.url} {part.fingerprint}" for part in parts)
+    lines = sorted(f"{part.url} {part.fingerprint} {part.reading}".rstrip() for part in parts)
     return hashlib.sha256("\n".join([kind, *lines]).encode()).hexdigest()
 
 

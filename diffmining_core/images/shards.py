@@ -28,7 +28,7 @@ from diffmining_core.images.addresses import (
     listed_bytes,
     read_bytes,
 )
-from diffmining_core.images.pixels import content_id, decode_rgb, header_size
+from diffmining_core.images.pixels import SCALED_BITS, content_id, decode_rgb, header_size
 from diffmining_core.images.shard_image import Box, ShardImage
 from diffmining_core.images.tally import Tally
 
@@ -67,6 +67,8 @@ SHARD_SCHEMA = pa.schema(
         # Where the label is in the image: [left, top, width, height] in pixels of the original
         # image; null if nothing is said of it.
         pa.field("boxes", pa.list_(pa.list_(pa.float64(), 4))),
+        # Bits of grey that the image fills of 16 and was scaled by; null for others.
+        pa.field("scaled_bits", pa.int8()),
         # More than the label tells, such as the region of a country; for training prompts.
         pa.field("detail", pa.string()),
     ]
@@ -262,7 +264,9 @@ def _opened_row(found: FoundImage) -> Row:
         row["width"], row["height"] = size = header_size(data)
         _check_size(*size)
         with _large_turn if size[0] * size[1] >= LARGE else nullcontext():
-            row["width"], row["height"] = decode_rgb(data).size
+            image = decode_rgb(data)
+        row["width"], row["height"] = image.size
+        row["scaled_bits"] = image.info.get(SCALED_BITS)
     except ImageError as error:
         return row | {"set_aside": str(error)}
     return row

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.sources.layouts import FolderLayout, Layout, TableLayout
+from diffmining_core.images.sources.layouts import FolderLayout, Layout, TableLayout, TarLayout
 from diffmining_core.models.prompts import PromptTemplate
 
 MINED, TRAIN, ALL = "mined", "train", "all"
@@ -158,7 +158,7 @@ class _Download(_Section):
     published: dict[str, int] = {}
 
 
-_AnyLayout = Annotated[FolderLayout | TableLayout, Field(discriminator="kind")]
+_AnyLayout = Annotated[FolderLayout | TableLayout | TarLayout, Field(discriminator="kind")]
 
 
 class _Layouts(_Section):

@@ -151,7 +151,7 @@ def test_index_alone_says_what_a_dataset_holds(
     assert counts == {
         "listed": 17, "images": 16, "pairs": 16, "set_aside": 1, "left_out": 0, "declared": 16,
         "set_aside_reasons": {"it has no label": {"count": 1, "names": [no_label]}},
-        "left_out_reasons": {}, "shards": 2, "indexed": 2,
+        "left_out_reasons": {}, "scaled": {}, "shards": 2, "indexed": 2,
         "labels": dict.fromkeys(("Almara", "Borvik", "Cendria", "Dorrava"), 4),
     }  # fmt: skip
     assert index_dataset(parameters)["indexed"] == 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from published_layouts import PUBLISHED, folder_of
 from written_images import photo, put
 
@@ -106,3 +109,31 @@ def test_every_recipe_indexes_its_published_layout(name: str, tmp_path: Path) ->
         found = held(root, indexing.index.fn(root, dataset, name, split, 1000, 0.5))
         assert sum(shard.images for shard in found) >= 3
         assert {shard.stage for shard in found} == {indexing.index_stage(recipe, split)}
+
+
+def grey(bits: int) -> bytes:
+    """A PNG of 16 bits whose values fill fewer."""
+    values = np.linspace(0, 2**bits - 1, 48 * 40).reshape(40, 48).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def test_scaled_greys_and_all_files_are_told_of_the_dataset_as_it_is(tmp_path: Path) -> None:
+    dataset, root = str(tmp_path / "rays"), str(tmp_path / "root")
+    for number in range(3):
+        put(dataset, f"chest/{number}.png", grey(12))
+    put(dataset, "chest/9.png", grey(16))
+    put(dataset, "chest/bad.png", b"no image")
+    put(dataset, "chest/notes.txt", b"")
+
+    def indexed() -> tuple[dict[str, int], dict[str, int]]:
+        done = indexing.index.fn(root, dataset, None, MINED, 2, 0.5)[-1]
+        facts = finished(open_root(root), done.stage, done.key).facts["scaled"]
+        counts = {name: done.counts[name] for name in ("listed", "images", "set_aside", "left_out")}
+        return counts, {reason: found["count"] for reason, found in facts.items()}
+
+    told = "greys of 12 bits in a file of 16, scaled by their own range"
+    assert indexed() == ({"listed": 6, "images": 4, "set_aside": 1, "left_out": 1}, {told: 3})
+    (tmp_path / "rays" / "chest" / "0.png").unlink()
+    assert indexed() == ({"listed": 5, "images": 3, "set_aside": 1, "left_out": 1}, {told: 2})

@@ -9,6 +9,7 @@ Out: a plan of dataset shards. Nothing is copied, and no listing is held in memo
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 from fsspec.core import has_magic
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.utils import glob_translate
 
 from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import fingerprint
@@ -24,11 +26,17 @@ from diffmining_core.images.planning import Part
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
 from diffmining_core.images.sources.described import DescribedSource
 from diffmining_core.images.sources.folders import FolderSource
-from diffmining_core.images.sources.layouts import Layout, TableLayout
+from diffmining_core.images.sources.layouts import FolderLayout, Layout, TableLayout
 from diffmining_core.images.sources.manifests import ManifestSource
+from diffmining_core.images.sources.names import rubbish
 from diffmining_core.images.sources.tables import TableSource, image_column_of
 from diffmining_core.images.sources.tars import TarSource
 from diffmining_core.store.roots import explained, filesystem
+
+SPLITS = frozenset(
+    {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+)
+"""Names of folders, in lower case, that hold labels rather than being one."""
 
 PART_SUFFIXES = (".csv", ".tsv", ".parquet", ".tar")
 
@@ -87,17 +95,14 @@ def open_source(url: str, layout: Layout | None = None) -> Source:
     """
     place = _place(url)
     with explained(place.url):
-        if layout is not None:
+        if isinstance(layout, FolderLayout | TableLayout):
             return _source_as_described(place, layout)
-        if has_magic(place.path) and not place.fs.exists(place.path):
-            return _source_of_pattern(place)
-        try:
-            info = place.fs.info(place.path)
-        except FileNotFoundError as error:
-            raise InputError(f"dataset {place.url}: there is no such folder or file") from error
-        if info["type"] == "directory":
-            return _source_in_folder(place)
-        return _source_of_files(place, [info])
+        source = _source_as_found(place)
+        if layout is None:
+            return source
+        if not isinstance(source, TarSource):
+            raise InputError(f"dataset {place.url}: its recipe reads tars, but these are none")
+        return TarSource(source.url, source.parts, layout)
 
 
 def check_source(url: str, layout: Layout | None = None) -> None:
@@ -115,6 +120,38 @@ def check_source(url: str, layout: Layout | None = None) -> None:
     )
 
 
+def check_apart(url: str, root: str) -> None:
+    """InputError if a root lies where the dataset's images are looked for.
+
+    The pictures that a run writes would be images of the next one.
+    """
+    dataset = _place(url)
+    try:
+        fs, results = filesystem(root)
+    except (ValueError, ImportError):  # said when the root is opened
+        return
+    if type(dataset.fs) is not type(fs):
+        return
+    path, inner = _real_path(fs, dataset.path), f"{_real_path(fs, results)}/stage/picture"
+    with explained(dataset.url):
+        if has_magic(path) and not dataset.fs.exists(path):
+            pattern = re.compile(glob_translate(path))
+            steps = inner.split("/")
+            is_inside = any(pattern.match("/".join(steps[:n])) for n in range(1, len(steps) + 1))
+        else:
+            is_inside = inner.startswith(f"{path.rstrip('/')}/")
+    if is_inside:
+        raise InputError(
+            f"root {root} lies in the dataset {dataset.url}, so that the results of one run "
+            "would be images of the next; give a root beside the dataset"
+        )
+
+
+def _real_path(fs: Any, path: str) -> str:
+    """The path, on this machine without links."""
+    return os.path.realpath(path) if isinstance(fs, LocalFileSystem) else path.rstrip("/")
+
+
 def _place(url: str) -> _Place:
     try:
         fs, path = filesystem(url)
@@ -129,7 +166,19 @@ def _place(url: str) -> _Place:
     return _Place(fs, path, fs.unstrip_protocol(path))
 
 
-def _source_as_described(place: _Place, layout: Layout) -> Source:
+def _source_as_found(place: _Place) -> Source:
+    if has_magic(place.path) and not place.fs.exists(place.path):
+        return _source_of_pattern(place)
+    try:
+        info = place.fs.info(place.path)
+    except FileNotFoundError as error:
+        raise InputError(f"dataset {place.url}: there is no such folder or file") from error
+    if info["type"] == "directory":
+        return _source_in_folder(place)
+    return _source_of_files(place, [info])
+
+
+def _source_as_described(place: _Place, layout: FolderLayout | TableLayout) -> Source:
     if not place.fs.isdir(place.path):
         raise InputError(
             f"dataset {place.url}: there is no such folder; with a recipe, give the one that holds "
@@ -154,18 +203,48 @@ def _source_of_pattern(place: _Place) -> Source:
         return FolderSource(place.url, place.fs, folders)
     if not infos:
         raise InputError(f"dataset {place.url}: there is no such folder or file")
-    return _source_of_files(place, infos)
+    return _source_of_files(place, [info for info in infos if not _is_rubbish(info)] or infos)
 
 
 def _source_in_folder(place: _Place) -> Source:
     """A folder holds sub-folders of images, or the files of a dataset themselves."""
-    infos = [info for info in place.fs.ls(place.path, detail=True) if not _is_hidden(info)]
+    infos = [info for info in place.fs.ls(place.path, detail=True) if not _is_rubbish(info)]
     images = FolderSource(place.url, place.fs, [place.path])
     parts = [info for info in infos if _suffix(info) in (".tar", ".parquet")]
-    has_folders = any(info["type"] == "directory" for info in infos)
-    if not parts or (has_folders and images.has_images()):
+    folders = [info["name"] for info in infos if info["type"] == "directory"]
+    if not parts or (folders and images.has_images()):
+        _check_splits(place, folders)
         return images
-    return _source_of_files(place, parts)
+    return _source_of_files(place, _without_tables_of_tars(place, parts))
+
+
+def _check_splits(place: _Place, folders: Sequence[str]) -> None:
+    """InputError if all folders are splits with the labels in them."""
+    names = sorted(PurePosixPath(folder).name for folder in folders)
+    if not names or any(name.lower() not in SPLITS for name in names):
+        return
+    if all(FolderSource(place.url, place.fs, [folder]).has_images() for folder in folders):
+        raise InputError(
+            f"dataset {place.url}: its folders {', '.join(names)} hold folders of images, so they "
+            f"are splits and no labels; give '{place.url}/*' for all of them together, or one, "
+            f"such as {place.url}/{names[-1]}"
+        )
+
+
+def _without_tables_of_tars(
+    place: _Place, parts: Sequence[dict[str, Any]]
+) -> Sequence[dict[str, Any]]:
+    """The tars alone where Parquet files only repeat what is in them, as img2dataset writes."""
+    tars = [info for info in parts if _suffix(info) == ".tar"]
+    stems = {PurePosixPath(info["name"]).stem for info in tars}
+    if not tars or len(tars) == len(parts):
+        return parts
+    if {PurePosixPath(info["name"]).stem for info in parts} == stems:
+        return tars
+    raise InputError(
+        f"dataset {place.url}: it holds both tars and Parquet files; give '{place.url}/*.tar' or "
+        f"'{place.url}/*.parquet'"
+    )
 
 
 def _source_of_files(place: _Place, infos: Sequence[dict[str, Any]]) -> Source:
@@ -187,5 +266,5 @@ def _suffix(info: dict[str, Any]) -> str:
     return PurePosixPath(info["name"]).suffix if info["type"] == "file" else ""
 
 
-def _is_hidden(info: dict[str, Any]) -> bool:
-    return PurePosixPath(info["name"]).name.startswith(".")
+def _is_rubbish(info: dict[str, Any]) -> bool:
+    return rubbish(PurePosixPath(info["name"]).name) is not None

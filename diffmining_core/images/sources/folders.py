@@ -1,12 +1,17 @@
-"""Folders with one sub-folder of images per label."""
+"""Folders with one sub-folder of images per label.
+
+Each file is an image under a label, set aside by name, or left out and counted by its reason.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fsspec.implementations.local import LocalFileSystem
 
@@ -15,23 +20,23 @@ from diffmining_core.images.addresses import archive_place, fingerprint
 from diffmining_core.images.planning import Listing, plan_rows
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
 from diffmining_core.images.sources.layouts import FolderLayout
+from diffmining_core.images.sources.names import ending, is_image_name, may_be_image, rubbish
 from diffmining_core.images.tally import Tally
 from diffmining_core.store.roots import explained
-
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 
 WANTED = "give a folder with one sub-folder of images per label"
 
 UNLABELLED = "in no label's folder"
 NO_IMAGE = "no image, by its ending"
+AGAIN = "a link to a folder that is listed already"
 
 
 class FolderSource:
     """Files at any depth below a label's folder have that label; several folders are one dataset.
 
     url: how the folders are called together. folders: paths in `fs`. layout: `skip` folders lie
-    above the labels', and a `nested` label is all folders on the way, joined by "_". Hidden files
-    and folders are skipped; other files that are no labelled images are left out and counted.
+    above the labels', and a `nested` label is all folders on the way, joined by "_". Files of which
+    the ending tells nothing are opened like images; what cannot be opened is set aside.
     """
 
     def __init__(
@@ -52,8 +57,11 @@ class FolderSource:
         return (image for _, image in self._named(Tally()))
 
     def has_images(self) -> bool:
-        """Whether any image lies in a sub-folder; the first is enough."""
-        return any(self._is_labelled_image(inner) for inner, _, _ in self._visible())
+        """Whether any file with an image's ending lies in a sub-folder; the first is enough."""
+        return any(
+            is_image_name(inner) and self._left_out(inner, file) is None
+            for inner, file in self._files()
+        )
 
     def plan(self, known: Sequence[KnownShard], shard_rows: int) -> IndexPlan:
         """As of the listing whose digest was asked for, if it was."""
@@ -66,38 +74,52 @@ class FolderSource:
 
     def _named(self, left_out: Tally) -> Iterator[tuple[str, FoundImage]]:
         """Each image with its path below the place that all folders share."""
-        base = os.path.commonpath(self.folders)
         labelled = unlabelled = others = 0
-        for inner, path, mark in self._visible():
-            if self._is_labelled_image(inner):
+        for inner, file in self._files():
+            reason = self._left_out(inner, file)
+            if reason is None:
                 labelled += 1
-                yield path.removeprefix(base).lstrip("/"), self._found(inner, path, mark)
-            elif is_image_name(inner):
-                unlabelled += 1
-                left_out.add(UNLABELLED, inner)
+                yield self._below_all(file.path), self._found(inner, file)
             else:
-                others += 1
-                left_out.add(NO_IMAGE, inner)
+                is_loose = reason == UNLABELLED and is_image_name(inner)
+                unlabelled, others = unlabelled + is_loose, others + (not is_loose)
+                left_out.add(reason, _readable(inner))
         if not labelled:
             raise InputError(self._no_images(unlabelled, others))
 
-    def _found(self, inner: str, path: str, mark: str) -> FoundImage:
+    def _left_out(self, inner: str, file: ListedFile) -> str | None:
+        """Why a file is no part of the dataset; None if it is an image under a label."""
+        if reason := rubbish(self._below_all(file.path)):  # also of a folder that a pattern found
+            return reason
+        if file.is_no_file:
+            return AGAIN
+        if not may_be_image(inner):
+            return f"{NO_IMAGE} {ending(inner)}"
+        return UNLABELLED if inner.count("/") <= self.layout.skip else None
+
+    def _below_all(self, path: str) -> str:
+        """A path below the place that all folders share."""
+        return path.removeprefix(self._base).lstrip("/")
+
+    @cached_property
+    def _base(self) -> str:
+        return os.path.commonpath(self.folders)
+
+    def _found(self, inner: str, file: ListedFile) -> FoundImage:
+        path = file.path
         uri = path if isinstance(self.fs, LocalFileSystem) else self.fs.unstrip_protocol(path)
-        label = self._label(inner)
-        readable = uri.encode(errors="replace").decode()
+        label, readable = _readable(self._label(inner)), _readable(uri)
         if readable != uri:
-            label = label.encode(errors="replace").decode()
             return FoundImage.faulty(readable, label, "its name is no UTF-8; rename it")
         if archive_place(uri):
             return FoundImage.faulty(uri, label, "its name reads like a place in an archive")
-        return FoundImage(uri, label, mark)
+        if file.fault is not None:
+            return FoundImage.faulty(uri, label, file.fault)
+        return FoundImage(uri, label, file.mark)
 
     def _label(self, inner: str) -> str:
         folders = inner.split("/")[self.layout.skip : -1]
         return "_".join(folders) if self.layout.nested else folders[0]
-
-    def _is_labelled_image(self, inner: str) -> bool:
-        return inner.count("/") > self.layout.skip and is_image_name(inner)
 
     def _no_images(self, unlabelled: int, others: int) -> str:
         if unlabelled:
@@ -109,23 +131,29 @@ class FolderSource:
             f"dataset {self.url}: its sub-folders hold no images (other files: {others}); {WANTED}"
         )
 
-    def _visible(self) -> Iterator[tuple[str, str, str]]:
-        """(path below its folder, path, fingerprint) of every file that is not hidden."""
+    def _files(self) -> Iterator[tuple[str, ListedFile]]:
+        """Every file, with its path below its folder."""
         with explained(self.url):
             for folder in self.folders:
-                for path, mark in files_below(self.fs, folder):
-                    inner = path.removeprefix(folder).lstrip("/")
-                    if not any(part.startswith(".") for part in inner.split("/")):
-                        yield inner, path, mark
+                for file in files_below(self.fs, folder):
+                    yield file.path.removeprefix(folder).lstrip("/"), file
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file's ending is that of an image."""
-    return name[name.rfind(".") :].lower() in IMAGE_SUFFIXES
+class ListedFile(NamedTuple):
+    """What a listing says of a file.
+
+    mark: its fingerprint. fault: why it is not to be opened. is_no_file: it is a folder that is
+    not gone into: rubbish that is closed to us, or a link to one that has been listed.
+    """
+
+    path: str
+    mark: str
+    fault: str | None = None
+    is_no_file: bool = False
 
 
-def files_below(fs: Any, folder: str) -> Iterator[tuple[str, str]]:
-    """(path, fingerprint) of every file below a folder, as the listing goes on."""
+def files_below(fs: Any, folder: str) -> Iterator[ListedFile]:
+    """Every file below a folder, as the listing goes on."""
     if isinstance(fs, LocalFileSystem):
         yield from _local_files(folder)
     elif "s3" in fs.protocol:
@@ -133,32 +161,67 @@ def files_below(fs: Any, folder: str) -> Iterator[tuple[str, str]]:
     else:
         for _, _, infos in fs.walk(folder, detail=True):
             for info in infos.values():
-                yield info["name"], fingerprint(info)
+                yield ListedFile(info["name"], fingerprint(info))
 
 
-def _local_files(folder: str) -> Iterator[tuple[str, str]]:
-    """Links are followed, but not in circles."""
+def _local_files(folder: str) -> Iterator[ListedFile]:
+    """Links are followed, but into no folder twice, and so not in circles."""
     entered: set[str] = set()
-    for here, folders, files in os.walk(folder, followlinks=True, onerror=_raise):
-        # A link back up would otherwise be walked without end.
+    closed: list[OSError] = []
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=closed.append):
+        yield from _rubbish_among(closed, folder)
         if (real := os.path.realpath(here)) in entered:
             folders.clear()
+            yield ListedFile(here, "", is_no_file=True)
             continue
         entered.add(real)
+        folders.sort(key=lambda name: (Path(here, name).is_symlink(), name))
         for name in files:
-            path = f"{here}/{name}"
-            try:
-                status = Path(path).stat()
-            except FileNotFoundError:  # a dangling link
-                continue
-            yield path, f"{status.st_size}-{status.st_mtime_ns}"
+            yield _local_file(f"{here}/{name}")
+    yield from _rubbish_among(closed, folder)
 
 
-def _raise(error: OSError) -> None:
-    raise error
+def _rubbish_among(closed: list[OSError], folder: str) -> Iterator[ListedFile]:
+    """The folders below this one that were closed to us; raises for one that may hold images."""
+    while closed:
+        error = closed.pop()
+        path = str(error.filename)
+        if rubbish(path.removeprefix(folder).lstrip("/")) is None:
+            raise error
+        yield ListedFile(path, "", is_no_file=True)
 
 
-def _s3_files(fs: Any, folder: str) -> Iterator[tuple[str, str]]:
+def _local_file(path: str) -> ListedFile:
+    try:
+        status = Path(path).stat()
+    except OSError as error:
+        return ListedFile(path, "", _no_status(path, error))
+    if not stat.S_ISREG(status.st_mode):
+        return ListedFile(path, "", f"it is {_kind(status.st_mode)}, not a file with an image")
+    return ListedFile(path, f"{status.st_size}-{status.st_mtime_ns}")
+
+
+def _no_status(path: str, error: OSError) -> str:
+    if error.errno == errno.ELOOP:
+        return "it is a link to itself"
+    if isinstance(error, FileNotFoundError):
+        is_link = Path(path).is_symlink()
+        return "it is a link to nothing" if is_link else "it has gone since it was listed"
+    return f"it cannot be read: {error.strerror}"
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISFIFO(mode):
+        return "a pipe"
+    return "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+def _readable(name: str) -> str:
+    """The name with a mark for what is no UTF-8."""
+    return name.encode(errors="replace").decode()
+
+
+def _s3_files(fs: Any, folder: str) -> Iterator[ListedFile]:
     """Page by page: s3fs itself would hold the listing of a folder whole."""
     bucket, _, prefix = folder.partition("/")
     where = {"Bucket": bucket, "Prefix": f"{prefix}/" if prefix else ""}
@@ -166,7 +229,8 @@ def _s3_files(fs: Any, folder: str) -> Iterator[tuple[str, str]]:
         page = fs.call_s3("list_objects_v2", **where)
         for entry in page.get("Contents", []):
             if not entry["Key"].endswith("/"):  # a folder's marker
-                yield f"{bucket}/{entry['Key']}", fingerprint(entry | {"size": entry["Size"]})
+                mark = fingerprint(entry | {"size": entry["Size"]})
+                yield ListedFile(f"{bucket}/{entry['Key']}", mark)
         if not page["IsTruncated"]:
             return
         where["ContinuationToken"] = page["NextContinuationToken"]

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 from diffmining_core.images.addresses import fingerprint
 from diffmining_core.images.planning import room_on_disk
-from diffmining_core.images.sources.folders import files_below, is_image_name
+from diffmining_core.images.sources.folders import files_below
+from diffmining_core.images.sources.names import may_be_image
 
 
 class ImageFiles(Protocol):
@@ -69,7 +70,8 @@ class SoughtFiles:
 
 def _images_below(fs: Any, folder: str) -> Iterator[tuple[str, str, str]]:
     """Names below the folder, paths, fingerprints; names that are no UTF-8 are nobody's."""
-    for path, mark in files_below(fs, folder):
-        name = path.removeprefix(folder).lstrip("/")
-        if is_image_name(name) and name.encode(errors="replace").decode() == name:
-            yield name, path, mark
+    for file in files_below(fs, folder):
+        name = file.path.removeprefix(folder).lstrip("/")
+        is_regular = file.fault is None and not file.is_no_file
+        if is_regular and may_be_image(name) and name.encode(errors="replace").decode() == name:
+            yield name, file.path, file.mark

@@ -108,4 +108,20 @@ class TableLayout:
     missing: Literal["set aside", "leave out"] = "set aside"
 
 
-Layout: TypeAlias = FolderLayout | TableLayout
+@dataclass(frozen=True)
+class TarLayout:
+    """WebDataset tars whose samples do not say by themselves what is the image, or the label.
+
+    image: what follows a sample's name in that of its image, such as "jpg" or "rgb.png"; unset: the
+    only image, or the only one of a single ending. label: the ending of the file with its label;
+    unset: the first of these that has one, a caption being none.
+    """
+
+    __pydantic_config__: ClassVar[dict[str, Any]] = _NOTHING_ELSE
+
+    kind: Literal["tars"] = "tars"
+    image: str | None = None
+    label: Literal["cls", "json", "txt"] | None = None
+
+
+Layout: TypeAlias = FolderLayout | TableLayout | TarLayout

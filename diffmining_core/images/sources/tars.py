@@ -1,31 +1,34 @@
 """WebDataset tars: the members of one sample lie side by side and share a name up to its first dot.
 
 The label is the text of the sample's `.cls` member, else the `label` of its `.json` (a list of
-several, if it has them), else the text of its `.txt`; the image is its first member with an image's
-ending.
+several, if it has them), else the text of its `.txt`, unless the `.json` says that this is a
+caption. The image is the only one, or the only one of a single ending (`KEY.jpg`); the others are
+left out and counted. A layout may name both.
 """
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
-from pathlib import PurePosixPath
 from typing import Any
 
 from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import member_uri, opened
 from diffmining_core.images.planning import Part, PartSource
 from diffmining_core.images.shards import FoundImage
-from diffmining_core.images.sources.folders import is_image_name
-from diffmining_core.images.sources.tables import found_or_faulty, labels_in
+from diffmining_core.images.sources.layouts import TarLayout
+from diffmining_core.images.sources.names import ending, is_image_name, may_be_image, rubbish
+from diffmining_core.images.sources.tables import labels_in
 from diffmining_core.images.tally import Tally
 from diffmining_core.store.roots import explained
 
-LABEL_SUFFIXES = (".cls", ".json", ".txt")
-"""The first of them that a sample has holds its label."""
+LABEL_ENDINGS = (".cls", ".json", ".txt")
+"""The first of them in which a sample has a label holds it."""
 
 MAX_LABEL_BYTES = 2**20
 
@@ -33,6 +36,12 @@ AHEAD = 8 * 2**20
 """Bytes that are fetched at once from a tar that is not on this machine."""
 
 NO_SAMPLE = "in a tar with neither image nor label"
+ANOTHER = "another image of its sample"
+NO_LABEL = "it has no label"
+CAPTION = (
+    "its .txt is a caption, as its .json says, and no label (a recipe with a layout of the kind "
+    '"tars" and label = "txt" takes it for one)'
+)
 
 
 class TarSource(PartSource):
@@ -40,27 +49,44 @@ class TarSource(PartSource):
 
     kind = "tars"
 
+    def __init__(self, url: str, parts: Sequence[Part], layout: TarLayout | None = None) -> None:
+        self.layout = layout or TarLayout()
+        named = [self.layout.image or "", self.layout.label or ""]
+        reading = "/".join(named) if any(named) else ""
+        super().__init__(url, [replace(part, reading=reading) for part in parts])
+
     def images_of(self, part: Part, left_out: Tally) -> Iterator[FoundImage]:
         """Every sample, in the file's order."""
-        return _samples(part, left_out)
+        with explained(part.url), opened(part.url, AHEAD) as file:
+            scan = _Scan(part, file, left_out, self.layout)
+            for _, members in groupby(scan.members(), key=lambda member: _key(member.name)):
+                for sample in _samples(list(members)):
+                    yield from scan.images_of(sample)
+            if scan.damage:  # an image with a fault for what lies behind it
+                uri = member_uri(part.url, scan.position, scan.size, "rest")
+                yield FoundImage.faulty(uri, "", scan.damage)
 
 
-def _samples(part: Part, left_out: Tally) -> Iterator[FoundImage]:
-    """The images of a tar, and one with a fault for what lies behind a place it is damaged at."""
-    with explained(part.url), opened(part.url, AHEAD) as file:
-        scan = _Scan(part, file, left_out)
-        for _, members in groupby(scan.members(), key=lambda member: _sample_key(member.name)):
-            yield from scan.images_of(list(members))
-        if scan.damage:
-            uri = member_uri(part.url, scan.position, scan.size, "rest")
-            yield FoundImage.faulty(uri, "", scan.damage)
+def _samples(members: list[tarfile.TarInfo]) -> Iterator[list[tarfile.TarInfo]]:
+    """The samples of members that share a name up to its first dot: one, by the convention.
+
+    But where no member is called KEY.ending, and an ending comes twice, the dots belong to the
+    samples' names (IMG_2024.05.01.jpg), which then end at the last.
+    """
+    endings = [ending(member.name) for member in members]
+    if any("." not in _field(member.name) for member in members) or len({*endings}) == len(endings):
+        yield members
+        return
+    for _, sample in groupby(members, key=lambda member: member.name.rpartition(".")[0]):
+        yield list(sample)
 
 
 class _Scan:
     """One pass over a tar. damage: why it ended early, at byte `position` of `size`, if it did."""
 
-    def __init__(self, part: Part, file: Any, left_out: Tally) -> None:
+    def __init__(self, part: Part, file: Any, left_out: Tally, layout: TarLayout) -> None:
         self.part = part
+        self.layout = layout
         self.left_out = left_out
         self.file = file
         self.size = file.seek(0, io.SEEK_END)
@@ -76,14 +102,17 @@ class _Scan:
             ) from error
 
     def members(self) -> Iterator[tarfile.TarInfo]:
-        """Every file in the tar that lies whole in it, but for hidden ones."""
+        """Every file in the tar that lies whole in it, but for rubbish."""
         count = 0
         while member := self._next():
             if member.offset_data + member.size > self.size:
                 break
             count += 1
-            if not (member.isdir() or PurePosixPath(member.name).name.startswith(".")):
-                yield member
+            if not member.isdir():
+                if reason := rubbish(member.name.removeprefix("./")):
+                    self.left_out.add(reason, member.name)
+                else:
+                    yield member
             self.position = self.tar.offset
         if not self._is_ended():
             self.damage = (
@@ -106,45 +135,101 @@ class _Scan:
 
     def images_of(self, members: Sequence[tarfile.TarInfo]) -> Iterator[FoundImage]:
         """The image of a sample under its labels; none if there is nothing in it that needs one."""
-        image = next((member for member in members if is_image_name(member.name)), None)
-        if image is None:
-            yield from self._without_image(members)
-            return
-        stop = image.offset_data + image.size
-        uri = member_uri(self.part.url, image.offset_data, stop, image.name)
-        if not image.isreg() or image.issparse():
-            yield FoundImage.faulty(uri, "", "it is a link or sparse in its tar")
-        else:
-            yield from found_or_faulty(uri, self._labels(members), self.part.fingerprint)
-
-    def _without_image(self, members: Sequence[tarfile.TarInfo]) -> Iterator[FoundImage]:
-        labelled = [member for member in members if _suffix(member) in LABEL_SUFFIXES]
-        if not labelled:
+        images = [member for member in members if is_image_name(member.name)]
+        labelled = [member for member in members if ending(member.name) in LABEL_ENDINGS]
+        if not images and labelled:
+            images = [member for member in members if may_be_image(member.name)]
+        if not images and not labelled:
             self.left_out.add(NO_SAMPLE, *(m.name for m in members), count=len(members))
+        elif not images:
+            yield self._faulty(labelled[0], "its sample has no image")
+        elif (image := self._own(images)) is None:
+            yield from (self._faulty(member, self._choice(images)) for member in images)
+        else:
+            others = [member.name for member in images if member is not image]
+            if others:
+                self.left_out.add(ANOTHER, *others, count=len(others))
+            yield from self._labelled(image, labelled)
+
+    def _own(self, images: Sequence[tarfile.TarInfo]) -> tarfile.TarInfo | None:
+        """The image of a sample that has these; None if that cannot be told."""
+        if self.layout.image is not None:
+            named = [m for m in images if _field(m.name) == self.layout.image.lstrip(".").lower()]
+        else:
+            plain = [member for member in images if "." not in _field(member.name)]
+            named = plain if len(images) > 1 else list(images)
+        return named[0] if len(named) == 1 else None
+
+    def _choice(self, images: Sequence[tarfile.TarInfo]) -> str:
+        fields = ", ".join(sorted({_field(member.name) for member in images})[:8])
+        if self.layout.image is not None:
+            return f"its sample has no one image called {self.layout.image}, but {fields}"
+        return (
+            f"its sample has several images ({fields}): name one in a recipe with a layout of the "
+            'kind "tars", such as image = "jpg"'
+        )
+
+    def _labelled(
+        self, image: tarfile.TarInfo, labelled: Sequence[tarfile.TarInfo]
+    ) -> Iterator[FoundImage]:
+        if not image.isreg() or image.issparse():
+            yield self._faulty(image, "it is a link or sparse in its tar")
             return
-        place = labelled[0].offset_data
-        uri = member_uri(self.part.url, place, place + labelled[0].size, labelled[0].name)
-        yield FoundImage.faulty(uri, "", "its sample has no image")
+        labels, fault = self._labels(labelled)
+        if not labels:
+            yield self._faulty(image, fault)
+        for label in labels:
+            yield FoundImage(self._uri(image), label, self.part.fingerprint)
 
-    def _labels(self, members: Sequence[tarfile.TarInfo]) -> list[str]:
-        by_suffix = {_suffix(member): member for member in members if member.isreg()}
-        member = next((by_suffix[suffix] for suffix in LABEL_SUFFIXES if suffix in by_suffix), None)
-        if member is None or member.size > MAX_LABEL_BYTES:
-            return []
+    def _labels(self, labelled: Sequence[tarfile.TarInfo]) -> tuple[list[str], str]:
+        """The labels of a sample, and why it has none if it has none."""
+        # Of two files of one ending that of the shorter name is the sample's.
+        by_ending = {ending(m.name): m for m in sorted(labelled, key=lambda m: -len(m.name))}
+        texts = {own: self._text(by_ending[own]) for own in LABEL_ENDINGS if own in by_ending}
+        record = _record(texts.get(".json", ""))
+        found = {own: labels_in(text) for own, text in texts.items()}
+        found[".json"] = labels_in(record.get("label"))
+        if self.layout.label is not None:
+            own = f".{self.layout.label}"
+            return found.get(own, []), f"it has no label in a {own}"
+        is_caption = "caption" in record and bool(found.pop(".txt", None))
+        labels = next((found[own] for own in LABEL_ENDINGS if found.get(own)), [])
+        return labels, CAPTION if is_caption else NO_LABEL
+
+    def _text(self, member: tarfile.TarInfo) -> str:
+        """The text of a small file without a byte-order mark; "" if it cannot be read."""
+        if not member.isreg() or member.size > MAX_LABEL_BYTES:
+            return ""
         self.file.seek(member.offset_data)
+        data: bytes = self.file.read(member.size)
+        is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         try:
-            text = self.file.read(member.size).decode()
-            if _suffix(member) == ".json":
-                return labels_in(json.loads(text)["label"])
-        except (ValueError, KeyError, TypeError):
-            return []
-        return labels_in(text)
+            return data.decode("utf-16" if is_wide else "utf-8-sig")
+        except UnicodeDecodeError:
+            return ""
+
+    def _faulty(self, member: tarfile.TarInfo, fault: str) -> FoundImage:
+        return FoundImage.faulty(self._uri(member), "", fault)
+
+    def _uri(self, member: tarfile.TarInfo) -> str:
+        start = member.offset_data
+        return member_uri(self.part.url, start, start + member.size, member.name)
 
 
-def _suffix(member: tarfile.TarInfo) -> str:
-    return PurePosixPath(member.name).suffix.lower()
+def _record(text: str) -> Mapping[str, Any]:
+    """What a JSON text tells of a sample."""
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
-def _sample_key(name: str) -> str:
+def _key(name: str) -> str:
     folder, _, base = name.rpartition("/")
     return f"{folder}/{base.partition('.')[0]}"
+
+
+def _field(name: str) -> str:
+    """What follows a sample's name, up to the first dot, in that of a member."""
+    return name.rpartition("/")[2].partition(".")[2].lower()

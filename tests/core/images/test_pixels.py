@@ -16,6 +16,7 @@ from PIL import Image
 
 from diffmining_core.errors import ImageError
 from diffmining_core.images.pixels import (
+    SCALED_BITS,
     content_id,
     decode_rgb,
     header_size,
@@ -104,11 +105,153 @@ def test_sixteen_bit_greys_become_eight_bit_ones(kind: str) -> None:
     assert_array_equal(shown, np.repeat((grey // 256).astype(np.uint8)[..., None], 3, axis=2))
 
 
+@pytest.mark.parametrize("kind", ["png", "tiff"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14])
+def test_greys_of_fewer_bits_are_scaled_by_their_own_range(kind: str, bits: int) -> None:
+    grey = np.linspace(0, 2**bits - 1, 40 * 32).reshape(32, 40).astype(np.uint16)
+    shown = decode_rgb(encoded(Image.fromarray(grey), kind))
+    assert shown.info[SCALED_BITS] == bits
+    assert_array_equal(np.asarray(shown)[..., 0], (grey >> (bits - 8)).astype(np.uint8))
+
+
+@pytest.mark.parametrize("step", [256, 257])
+def test_a_dark_image_of_the_full_range_stays_dark(step: int) -> None:
+    grey = (np.linspace(0, 30, 40 * 32).reshape(32, 40).astype(np.uint16)) * np.uint16(step)
+    shown = decode_rgb(encoded(Image.fromarray(grey)))
+    assert SCALED_BITS not in shown.info
+    assert np.asarray(shown).max() == 30
+
+
+def png_with(data: bytes, kind: bytes, content: bytes) -> bytes:
+    """The PNG with one chunk more after its header."""
+    checksum = struct.pack(">I", zlib.crc32(kind + content))
+    return data[:33] + struct.pack(">I", len(content)) + kind + content + checksum + data[33:]
+
+
+def test_the_range_that_a_file_tells_counts() -> None:
+    dim = np.linspace(0, 800, 40 * 32).reshape(32, 40).astype(np.uint16)
+    told = {
+        "sBIT": png_with(encoded(Image.fromarray(dim)), b"sBIT", b"\x0c"),
+        "MaxSampleValue": encoded(Image.fromarray(dim), "tiff", tiffinfo={281: 4095}),
+    }
+    for data in told.values():
+        shown = decode_rgb(data)
+        assert shown.info[SCALED_BITS] == 12
+        assert np.asarray(shown).max() == 800 >> 4
+    absurd = png_with(encoded(Image.fromarray(dim)), b"sBIT", b"\xff")
+    assert decode_rgb(absurd).info[SCALED_BITS] == 10
+    full = png_with(encoded(Image.fromarray(dim)), b"sBIT", b"\x10")
+    assert np.asarray(decode_rgb(full)).max() == 800 >> 8
+
+
+def test_white_is_zero_where_a_tiff_says_so() -> None:
+    grey = np.linspace(0, 65535, 40 * 32).reshape(32, 40).astype(np.uint16)
+    shown = pixels(encoded(Image.fromarray(grey), "tiff", tiffinfo={262: 0}))
+    assert_array_equal(shown[..., 0], ((65535 - grey) >> 8).astype(np.uint8))
+
+
+def test_greys_of_a_portable_map_are_scaled_by_its_header() -> None:
+    grey = np.linspace(0, 4095, 40 * 32).astype(">u2")
+    shown = pixels(b"P5 40 32 4095\n" + grey.tobytes())
+    assert abs(shown[..., 0].reshape(-1).astype(int) - (grey >> 4)).max() <= 1
+
+
+def test_integers_within_sixteen_bits_are_greys() -> None:
+    grey = np.linspace(0, 4095, 40 * 32).reshape(32, 40).astype(np.int32)
+    shown = pixels(encoded(Image.fromarray(grey), "tiff"))
+    assert_array_equal(shown[..., 0], (grey >> 4).astype(np.uint8))
+
+
+def deep_colours(top: int) -> bytes:
+    """A PNG of 16-bit colours up to `top`, which Pillow cannot write."""
+    rows = np.linspace(0, top, 40 * 32 * 3).reshape(32, 120).astype(">u2")
+    lines = b"".join(b"\0" + row.tobytes() for row in rows)
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 40, 32, 16, 2, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(lines)) + chunk(b"IEND", b"")
+    )
+
+
+def test_deep_colours_that_would_be_nearly_black_are_refused() -> None:
+    assert pixels(deep_colours(65535)).max() == 255
+    with pytest.raises(ImageError, match="16-bit colours fill 14 bits or fewer"):
+        decode_rgb(deep_colours(4095))
+
+
 @pytest.mark.parametrize(("dtype", "says"), [(np.int32, "integers"), (np.float32, "fractions")])
 def test_numbers_of_no_set_range_are_no_image(dtype: type, says: str) -> None:
-    data = encoded(Image.fromarray(np.zeros((40, 40), dtype)), "tiff")
-    with pytest.raises(ImageError, match=f"its pixels are {says} of no set range"):
-        decode_rgb(data)
+    for value in (70_000, -1):
+        data = encoded(Image.fromarray(np.full((40, 40), value, dtype)), "tiff")
+        with pytest.raises(ImageError, match=f"its pixels are {says} of no set range"):
+            decode_rgb(data)
+
+
+HEIC = Path(__file__).parents[2] / "cases" / "phone.heic"
+
+
+def test_photos_of_phones_are_read() -> None:
+    assert decode_rgb(HEIC.read_bytes()).size == (96, 128)
+    for kind, options in (("jpeg2000", {}), ("avif", {"quality": 100})):
+        shown = pixels(encoded(Image.fromarray(RNG_IMAGE), kind, **options))
+        assert shown.shape == RNG_IMAGE.shape
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "EPS is not read"),
+        (b"8BPS" + bytes(30), "PSD is not read"),
+        (HEIC.read_bytes()[:32], "broken HEIF"),
+    ],
+)
+def test_only_formats_of_photos_are_read(data: bytes, says: str) -> None:
+    for read in (decode_rgb, header_size):
+        with pytest.raises(ImageError, match=says):
+            read(data)
+
+
+def test_the_preview_in_a_raw_file_is_no_photo() -> None:
+    preview = encoded(Image.fromarray(RNG_IMAGE), "tiff", tiffinfo={254: 1})
+    with pytest.raises(ImageError, match="a camera's raw file"):
+        decode_rgb(preview)
+
+
+BROKEN_EXIF = b"Exif\x00\x00\x00\x08\x00\x02\x01\x12\x00\x03"
+
+
+def with_broken_metadata() -> dict[str, bytes]:
+    """Files whose pixels are sound."""
+    image = Image.fromarray(RNG_IMAGE)
+    png, jpeg = encoded(image), encoded(image, "jpeg", quality=100, subsampling=0)
+    text = b"Comment\0\0" + zlib.compress(bytes(2_000_000))
+    profile = b"p\0\0" + zlib.compress(bytes(2_000_000))
+    bad_text = png_with(png, b"tEXt", b"a\0b")
+    return {
+        "exif": png_with(png, b"eXIf", BROKEN_EXIF),
+        "a large text": png_with(png, b"zTXt", text),
+        "a large profile": png_with(png, b"iCCP", profile),
+        "a text's checksum": bad_text[:46] + b"!" + bad_text[47:],
+        "no orientation": encoded(image, "webp", lossless=True, exif=BROKEN_EXIF),
+        "jpeg": jpeg[:2] + b"\xff\xe1\x00\x0aExif\0\0II" + jpeg[2:],
+    }
+
+
+@pytest.mark.parametrize("what", with_broken_metadata())
+def test_broken_metadata_are_passed_over(what: str) -> None:
+    shown = pixels(with_broken_metadata()[what])
+    assert np.abs(shown.astype(int) - RNG_IMAGE).max() <= (9 if what == "jpeg" else 0)
+
+
+@pytest.mark.parametrize("kind", ["webp", "gif", "png", "tiff", "mpo"])
+def test_the_first_of_several_pictures_counts(kind: str) -> None:
+    red, blue = (Image.new("RGB", (40, 32), colour) for colour in ("red", "blue"))
+    shown = pixels(encoded(red, kind, save_all=True, append_images=[blue]))
+    assert np.abs(shown.astype(int) - (255, 0, 0)).max() <= 3
 
 
 TURNED = {  # what a viewer shows for each EXIF orientation of the stored pixels

@@ -10,7 +10,7 @@ from written_images import own_name, photo, put
 
 from diffmining_core.errors import InputError
 from diffmining_core.images.sources import open_source
-from diffmining_core.images.sources.layouts import FolderLayout, TableLayout
+from diffmining_core.images.sources.layouts import FolderLayout, TableLayout, TarLayout
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.recipes import (
     MINED,
@@ -121,6 +121,16 @@ def test_one_layout_serves_both_splits_or_each_has_its_own() -> None:
     assert faces.layout(MINED) is faces.layout(TRAIN) is not None
     assert isinstance(scenes.layout(MINED), TableLayout)
     assert isinstance(scenes.layout(TRAIN), FolderLayout)
+
+
+def test_a_recipe_may_say_what_is_what_in_tars(tmp_path: Path) -> None:
+    file = tmp_path / "captions.toml"
+    text = 'title = "Captions"\n[layouts.all]\nkind = "tars"\n'
+    file.write_text(f'{text}image = "rgb.png"\nlabel = "txt"\n')
+    assert load_recipe(str(file)).layout(MINED) == TarLayout(image="rgb.png", label="txt")
+    file.write_text(f'{text}label = "caption"\n')
+    with pytest.raises(InputError, match=r"`layouts.all.label`"):
+        load_recipe(str(file))
 
 
 @pytest.mark.parametrize("name", ["cardb", "ftt", "g3", "places", "xray"])

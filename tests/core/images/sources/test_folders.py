@@ -1,7 +1,7 @@
 from __future__ import annotations
 
-import logging
 import os
+import socket
 from collections import Counter
 from pathlib import Path
 
@@ -37,12 +37,87 @@ def test_each_sub_folder_is_a_label(url: str) -> None:
             assert file.read() == photo()
 
 
-def test_other_files_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    for inner in ("rome/a.png", "rome/notes.txt", "truth.parquet"):
-        put(str(tmp_path), inner, b"")
-    with caplog.at_level(logging.INFO):
-        list_folder(str(tmp_path))
-    assert "2 files that are no labelled images are ignored" in caplog.text
+def left_out(url: str) -> dict[str, list[str]]:
+    return {
+        reason: found["names"]
+        for reason, found in open_source(url).plan([], 1000).left_out.as_json().items()
+    }
+
+
+def test_other_files_are_counted_by_their_reason(url: str) -> None:
+    for inner in ("rome/a.png", "rome/notes.txt", "truth.parquet", "top.png", "rome/.b.png"):
+        put(url, inner, photo())
+    assert left_out(url) == {
+        "no image, by its ending .txt": ["rome/notes.txt"],
+        "no image, by its ending .parquet": ["truth.parquet"],
+        "in no label's folder": ["top.png"],
+        "hidden": ["rome/.b.png"],
+    }
+
+
+def test_what_programs_leave_is_left_out(url: str) -> None:
+    rubbish = {
+        "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg": "@eaDir",
+        "rome/@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg": "@eaDir",
+        "__MACOSX/rome/._a.png": "__MACOSX",
+        "rome/._a.png": "._*",
+        "rome/.ipynb_checkpoints/a-checkpoint.png": ".ipynb_checkpoints",
+        "rome/Thumbs.db": "Thumbs.db",
+        "rome/desktop.ini": "desktop.ini",
+        "rome/.DS_Store": ".DS_Store",
+        "#recycle/rome/b.png": "#recycle",
+        "$RECYCLE.BIN/b/b.png": "$RECYCLE.BIN",
+        "System Volume Information/b/b.png": "System Volume Information",
+        "lost+found/b/b.png": "lost+found",
+        ".@__thumb/b/b.png": ".@__thumb",
+        "@Recycle/b/b.png": "@Recycle",
+    }
+    for folder in ("photos", "split/train"):
+        for inner in ("rome/a.png", *rubbish):
+            put(url, f"{folder}/{inner}", photo())
+    put(url, "split/@eaDir/rome/a.png", photo())
+    put(url, "split/test/rome/a.png", photo())
+    for place, more in ((f"{url}/photos", []), (f"{url}/split/*", ["@eaDir"])):
+        assert {image.label for image in list_folder(place)} == {"rome"}
+        counts = open_source(place).plan([], 1000).left_out.counts
+        assert counts == Counter(f"left by a program: {n}" for n in [*rubbish.values(), *more])
+
+
+def test_a_file_of_an_unknown_ending_or_none_is_opened(url: str) -> None:
+    endings = ("", ".jfif", ".jpe", ".JPG", ".avif", ".jp2", ".2024", ".HEIC")
+    for ending in endings:
+        put(url, f"rome/a{ending}", photo())
+    put(url, "rome/b", b"no image")
+    table = index_shard(list_folder(url))
+    faults = {row["uri"].rpartition("/")[2]: row["set_aside"] for row in table.to_pylist()}
+    assert faults == {
+        **{f"a{ending}": None for ending in endings},
+        "b": "not a readable image: no known image format",
+    }
+
+
+def test_what_is_no_regular_file_is_set_aside_unopened(tmp_path: Path) -> None:
+    put(str(tmp_path), "rome/a.png", photo())
+    os.mkfifo(tmp_path / "rome" / "pipe.png")
+    (tmp_path / "rome" / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "rome" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "rome" / "self.png").symlink_to(tmp_path / "rome" / "self.png")
+    (tmp_path / "rome" / "gone.txt").symlink_to(tmp_path / "nowhere.txt")
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = Path.cwd()
+        os.chdir(tmp_path / "rome")  # the address of a socket has room for a short name only
+        listener.bind("socket.png")
+        os.chdir(here)
+    faults = {image.uri.rpartition("/")[2]: image.fault for image in list_folder(str(tmp_path))}
+    assert faults == {
+        "a.png": None,
+        "pipe.png": "it is a pipe, not a file with an image",
+        "zero.png": "it is a device, not a file with an image",
+        "gone.png": "it is a link to nothing",
+        "self.png": "it is a link to itself",
+        "socket.png": "it is a socket, not a file with an image",
+    }
+    assert left_out(str(tmp_path)) == {"no image, by its ending .txt": ["rome/gone.txt"]}
 
 
 def test_a_fingerprint_changes_with_the_file(url: str) -> None:
@@ -74,12 +149,15 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     put(str(tmp_path / "data"), "oslo/b.png", photo())
     (tmp_path / "data" / "rome").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "data" / "oslo" / "up").symlink_to(tmp_path / "data")
-    (tmp_path / "data" / "oslo" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "data" / "turin").symlink_to(tmp_path / "elsewhere")
     found = list_folder(str(tmp_path / "data"))
     assert sorted(inner_of(str(tmp_path / "data"), image) for image in found) == [
         "oslo/b.png",
         "rome/a.png",
     ]
+    assert left_out(str(tmp_path / "data")) == {
+        "a link to a folder that is listed already": ["oslo/up", "turin"]
+    }
 
 
 def test_a_pattern_stands_for_several_folders_of_the_same_labels(url: str) -> None:
@@ -166,7 +244,10 @@ def test_more_files_than_one_answer_of_s3_holds_are_listed(bucket: str) -> None:
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read anything")
 def test_a_folder_that_is_closed_to_us_is_said(tmp_path: Path) -> None:
     put(str(tmp_path), "rome/a.png", photo())
-    put(str(tmp_path), "oslo/b.png", photo())
-    (tmp_path / "oslo").chmod(0)
-    with pytest.raises(InputError, match="access is denied"):
+    for closed in ("lost+found", "oslo"):
+        put(str(tmp_path), f"{closed}/b.png", photo())
+        (tmp_path / closed).chmod(0)
+        if closed == "lost+found":
+            assert left_out(str(tmp_path)) == {"left by a program: lost+found": ["lost+found"]}
+    with pytest.raises(InputError, match=r"access is denied.*oslo"):
         list_folder(str(tmp_path))

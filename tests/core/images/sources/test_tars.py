@@ -5,13 +5,15 @@ import io
 import tarfile
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
-from written_images import own_name, photo, put, tar_of
+from written_images import own_name, parquet_of, photo, put, tar_of
 
 from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import read_bytes
 from diffmining_core.images.shards import FoundImage, KnownShard, good, index_shard
 from diffmining_core.images.sources import check_source, open_source
+from diffmining_core.images.sources.layouts import TarLayout
 
 
 def listed(url: str) -> list[FoundImage]:
@@ -69,6 +71,123 @@ def test_samples_that_cannot_be_used_have_faults(tmp_path: Path) -> None:
     ]
     with pytest.raises(InputError, match=r"no image with a label .4 × it has no label; 1 × its"):
         check_source(str(tmp_path))
+
+
+def folder_tally(url: str, layout: TarLayout | None = None) -> dict[str, list[str]]:
+    plan = open_source(url, layout).plan([], 1000)
+    shards = list(plan.new)
+    tallies = [plan.left_out, *(shard.left_out for shard in shards)]
+    return {
+        reason: found["names"] for tally in tallies for reason, found in tally.as_json().items()
+    }
+
+
+def test_dots_in_names_do_not_join_samples(tmp_path: Path) -> None:
+    names = [f"{label}/IMG_2024.05.{n:02}" for label in ("hat", "shoes") for n in range(3)]
+    members = {
+        f"{name}.{kind}": name[:3].encode() if kind == "cls" else name.encode()
+        for name in names
+        for kind in ("cls", "jpg")
+    }
+    put(str(tmp_path), "x.tar", tar_of(members))
+    found = listed(str(tmp_path))
+    assert [own_name(image.uri) for image in found] == [f"{own_name(name)}.jpg" for name in names]
+    assert [image.label for image in found] == ["hat"] * 3 + ["sho"] * 3
+    assert [read_bytes(image.uri) for image in found] == [name.encode() for name in names]
+
+
+def test_the_plain_image_of_a_sample_is_its_own(tmp_path: Path) -> None:
+    sample = {"1.cls": b"rome", "1.depth.png": b"d", "1.jpg": b"x", "1.mask.png": b"m"}
+    put(str(tmp_path), "x.tar", tar_of(sample))
+    assert told(listed(str(tmp_path))) == [("1.jpg", "rome", None)]
+    assert folder_tally(str(tmp_path)) == {
+        "another image of its sample": ["1.depth.png", "1.mask.png"]
+    }
+
+
+@pytest.mark.parametrize(
+    ("images", "image"), [(("depth.png", "rgb.jpg"), "rgb.jpg"), (("jpg", "png"), "png")]
+)
+def test_which_of_several_images_is_told_by_a_layout_or_asked(
+    tmp_path: Path, images: tuple[str, str], image: str
+) -> None:
+    url = str(tmp_path)
+    put(url, "x.tar", tar_of({f"1.{e}": b"x" for e in images} | {"1.cls": b"rome"}))
+    with pytest.raises(InputError, match=f"2 × its sample has several images .{', '.join(images)}"):
+        check_source(url)
+    layout = TarLayout(image=image)
+    found = list(open_source(url, layout).images())
+    assert told(found) == [(f"1.{image}", "rome", None)]
+    assert sum(map(len, folder_tally(url, layout).values())) == 1
+    assert open_source(url, layout).digest != open_source(url).digest
+
+
+def test_shards_read_in_another_way_are_new(tmp_path: Path) -> None:
+    put(str(tmp_path), "x.tar", tar_of({"1.jpg": b"x", "1.png": b"y", "1.cls": b"rome"}))
+    layouts = [TarLayout(image="jpg"), TarLayout(image="png")]
+    known: list[KnownShard] = []
+    for layout in layouts:
+        plan = open_source(str(tmp_path), layout).plan(known, 10)
+        assert plan.keep == []
+        known += [KnownShard(layout.image or "", shard.part, pytest.fail) for shard in plan.new]
+    plan = open_source(str(tmp_path), layouts[0]).plan(known, 10)
+    assert ([kept.key for kept in plan.keep], list(plan.new)) == (["jpg"], [])
+
+
+def test_rubbish_in_a_tar_is_left_out_and_counted(tmp_path: Path) -> None:
+    rubbish = ("./._1.png", "__MACOSX/._1.png", "a/@eaDir/1.png", "a/.hidden.png")
+    members = dict.fromkeys(rubbish, b"x") | {"./1.png": b"x", "./1.cls": b"rome"}
+    put(str(tmp_path), "x.tar", tar_of(members | {"a/../2.png": b"x", "a/../2.cls": b"oslo"}))
+    assert told(listed(str(tmp_path))) == [("1.png", "rome", None), ("2.png", "oslo", None)]
+    assert folder_tally(str(tmp_path)) == {
+        "left by a program: ._*": ["./._1.png"],
+        "left by a program: __MACOSX": ["__MACOSX/._1.png"],
+        "left by a program: @eaDir": ["a/@eaDir/1.png"],
+        "hidden": ["a/.hidden.png"],
+    }
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("kind", ["cls", "txt", "json"])
+def test_byte_order_marks_are_no_part_of_a_label(tmp_path: Path, encoding: str, kind: str) -> None:
+    text = '{"label": "köln"}' if kind == "json" else "köln\n"
+    put(str(tmp_path), "x.tar", tar_of({"1.png": b"x", f"1.{kind}": text.encode(encoding)}))
+    assert told(listed(str(tmp_path))) == [("1.png", "köln", None)]
+
+
+def test_a_record_without_a_label_hides_no_label(tmp_path: Path) -> None:
+    samples = {
+        "1.png": b"x",
+        "1.json": b'{"width": 9}',
+        "1.txt": b"rome",
+        "2.png": b"x",
+        "2.json": b"no JSON",
+        "2.txt": b"oslo",
+    }
+    put(str(tmp_path), "x.tar", tar_of(samples))
+    assert [image.label for image in listed(str(tmp_path))] == ["rome", "oslo"]
+
+
+def test_a_caption_is_a_label_only_if_asked_for(tmp_path: Path) -> None:
+    url = str(tmp_path)
+    sample = {"1.jpg": b"x", "1.json": b'{"caption": "a hat", "url": "x"}', "1.txt": b"a hat"}
+    put(url, "0.tar", tar_of(sample))
+    put(url, "0.parquet", parquet_of(pa.table({"url": ["x"], "caption": ["a hat"]})))
+    put(url, "0_stats.json", b"{}")
+    with pytest.raises(InputError, match=r"1 × its \.txt is a caption.*label = \"txt\""):
+        check_source(url)
+    asked = TarLayout(label="txt")
+    check_source(url, asked)
+    assert told(list(open_source(url, asked).images())) == [("1.jpg", "a hat", None)]
+
+
+def test_an_image_of_an_unknown_ending_is_opened(tmp_path: Path) -> None:
+    samples = {"1.photo": b"x", "1.cls": b"rome", "license": b"x", "2": b"x", "2.txt": b"oslo"}
+    put(str(tmp_path), "x.tar", tar_of(samples))
+    assert told(listed(str(tmp_path))) == [("1.photo", "rome", None), ("2", "oslo", None)]
+    assert folder_tally(str(tmp_path)) == {
+        "in a tar with neither image nor label": ["license"],
+    }
 
 
 def test_a_link_is_no_image(tmp_path: Path) -> None:
