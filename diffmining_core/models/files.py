@@ -1,4 +1,7 @@
-"""Find a model's files, by hub id, folder or URL, and say which model they are; needs no torch."""
+"""Find a model's files, by hub id, folder or URL, and say which model they are.
+
+Needs no torch, except to see whether a LoRA fits.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,57 @@ WEIGHTED = ("unet", "vae", "text_encoder")
 LORA_FILE = "pytorch_lora_weights.safetensors"
 HALF = "fp16"
 """The variant whose weights are read where there are no full ones."""
+
+SCHEDULERS = (
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverSinglestepScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "UniPCMultistepScheduler",
+)
+"""Samplers of models trained with DDPM's noise, x_t = sqrt(ā) x_0 + sqrt(1 - ā) ε.
+
+They are those that diffusers exchanges for one another in Stable Diffusion, except EDM's.
+"""
+
+_STATED = {
+    "num_train_timesteps": (1000,),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+}
+"""Settings a scheduler must state, as its class may have another default than DDPM's."""
+
+_OPTIONAL = {
+    "prediction_type": ("epsilon", "v_prediction"),
+    "trained_betas": (None,),
+    "rescale_betas_zero_snr": (False,),
+    "thresholding": (False,),
+    "use_flow_sigmas": (False,),
+    "use_dynamic_shifting": (False,),
+    "timestep_type": ("discrete",),
+    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+}
+"""Settings a scheduler may leave out, with the implemented values; all others concern sampling."""
+
+_VAE_SETTINGS = ("shift_factor", "latents_mean", "latents_std")
+"""Settings of VAEs whose latents are shifted too."""
+
+_MORE_THAN_A_PROMPT = (
+    "addition_embed_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "encoder_hid_dim_type",
+    "time_cond_proj_dim",
+)
+"""Settings of UNets that need more inputs than latents, timestep and prompt."""
 
 _TINY_FOLDER = Path(__file__).parent / "tiny"
 _TOKENIZER_FILES = (
@@ -80,12 +134,21 @@ class ModelFiles:
         """The variant of its weights: `fp16` where there are no others."""
         return chosen_weights(path.name for path in self.folders[component].iterdir())[0]
 
+    @property
+    def lora_name(self) -> str:
+        """What messages call the LoRA: its file, and where it was asked for."""
+        assert self.lora is not None
+        asked = str(self.source.lora)
+        return asked if asked.endswith(self.lora.name) else f"{asked} ({self.lora.name})"
+
     def config(self, component: str) -> dict[str, Any]:
         """A component's configuration; InputError if it cannot be read."""
         name = "scheduler_config.json" if component == "scheduler" else "config.json"
         try:
             found: dict[str, Any] = json.loads((self.folders[component] / name).read_text())
-        except (OSError, ValueError) as error:
+            if not isinstance(found, dict):
+                raise ValueError("it is no JSON object")
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"The {component} of model {self.source} cannot be loaded: its {name} cannot be "
                 f"read ({first_line(error)}); give a folder that diffusers' save_pretrained wrote."
@@ -115,6 +178,11 @@ def find_model(source: ModelSource | str) -> ModelFiles:
         _check_weights(files, component)
     _check_tokenizer(files)
     _check_shape(files)
+    _check_scheduler(files)
+    if lora:
+        status = lora.stat()
+        unet = json.dumps(files.config("unet"))
+        _check_lora(lora, status.st_size, status.st_mtime_ns, files.lora_name, unet)
     return files
 
 
@@ -131,7 +199,7 @@ def model_digest(model: ModelFiles | Path) -> str:
                 f"{component}/{name} {_digest(files.folders[component] / name)}\n".encode()
             )
     if files.lora:
-        digest.update(f"lora {_digest(files.lora)}\n".encode())
+        digest.update(f"lora at its own scale {_digest(files.lora)}\n".encode())
     return digest.hexdigest()
 
 
@@ -274,12 +342,21 @@ def _check_shape(files: ModelFiles) -> None:
             f"latents, but takes {channels}; give a text-to-image model, not one that inpaints or "
             "edits."
         )
-    if asked := next(
-        (unet[k] for k in ("addition_embed_type", "class_embed_type") if unet.get(k)), 0
-    ):
+    if (made := unet.get("out_channels", 4)) != channels:
         raise InputError(
-            f"The UNet of model {files.source} asks for more than a prompt ({asked}); give a "
+            f"The UNet of model {files.source} should predict the {channels} channels that it "
+            f"takes, but predicts {made}; give a model shaped like Stable Diffusion 1.x or 2.x."
+        )
+    if asked := [unet[name] for name in _MORE_THAN_A_PROMPT if unet.get(name)]:
+        raise InputError(
+            f"The UNet of model {files.source} asks for more than a prompt ({asked[0]}); give a "
             "model shaped like Stable Diffusion 1.x or 2.x."
+        )
+    if moved := [name for name in _VAE_SETTINGS if vae.get(name) is not None]:
+        raise InputError(
+            f"The VAE of model {files.source} should scale its latents alone, but has {moved[0]} "
+            f"{vae[moved[0]]} in its config.json; give a model shaped like Stable Diffusion 1.x or "
+            "2.x."
         )
     if text.get("model_type", "clip_text_model") not in ("clip", "clip_text_model"):
         raise InputError(
@@ -296,12 +373,40 @@ def _check_shape(files: ModelFiles) -> None:
             f"The text encoder of model {files.source} should give the {widths} numbers per token "
             f"that its UNet attends to, but gives {width}; give a text encoder of that width{keep}."
         )
-    predicts = files.config("scheduler").get("prediction_type", "epsilon")
-    if predicts not in ("epsilon", "v_prediction"):
+
+
+def _check_scheduler(files: ModelFiles) -> None:
+    """Refuse any noise schedule but DDPM's, stated in full."""
+    config = files.config("scheduler")
+    of = f"scheduler/scheduler_config.json of model {files.source}"
+    give = "give a model trained like Stable Diffusion 1.x or 2.x"
+    if (kind := config.get("_class_name")) not in SCHEDULERS:
         raise InputError(
-            f"Model {files.source} predicts {predicts!r}, but only models that predict the noise "
-            "(epsilon) or the velocity (v_prediction) can be mined; give another model."
+            f"{of} should name a scheduler of models trained with DDPM's noise (_class_name), such "
+            f"as DDPMScheduler, PNDMScheduler or EulerDiscreteScheduler, but names {kind!r}; "
+            f"{give}."
         )
+    for name, allowed in {**_STATED, **_OPTIONAL}.items():
+        value = config.get(name, None if name in _STATED else allowed[0])
+        if value not in allowed:
+            raise InputError(
+                f"{of} should have the {name} {' or '.join(map(repr, allowed))}, but has "
+                f"{value!r}, which is not implemented; {give}."
+            )
+    betas = [config.get(name) for name in ("beta_start", "beta_end")]
+    if not all(isinstance(beta, float) and 0 < beta < 1 for beta in betas):
+        raise InputError(
+            f"{of} should have beta_start and beta_end, both between 0 and 1, but has {betas[0]!r} "
+            f"and {betas[1]!r}; write those that the model was trained with (Stable Diffusion's "
+            "are 0.00085 and 0.012)."
+        )
+
+
+@lru_cache(maxsize=16)  # a run asks for its model often
+def _check_lora(path: Path, _size: int, _mtime_ns: int, name: str, unet: str) -> None:
+    from diffmining_core.models.lora import check_lora_file  # brings torch along
+
+    check_lora_file(path, name, json.loads(unet))
 
 
 def _digest(path: Path) -> str:
