@@ -16,6 +16,7 @@ from typing import Any
 
 from diffmining_core.errors import InputError
 from diffmining_core.models.fetching import fetched, first_line
+from diffmining_core.models.schedulers import check_scheduler
 
 TINY = "tiny"
 """The id of the pipeline that ships with the package."""
@@ -26,47 +27,8 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 HALF = "fp16"
 """The variant whose weights are read where there are no full ones."""
 
-SCHEDULERS = (
-    "DDIMScheduler",
-    "DDPMScheduler",
-    "DEISMultistepScheduler",
-    "DPMSolverMultistepScheduler",
-    "DPMSolverSDEScheduler",
-    "DPMSolverSinglestepScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "EulerDiscreteScheduler",
-    "HeunDiscreteScheduler",
-    "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler",
-    "LMSDiscreteScheduler",
-    "PNDMScheduler",
-    "UniPCMultistepScheduler",
-)
-"""Samplers of models trained with DDPM's noise, x_t = sqrt(ā) x_0 + sqrt(1 - ā) ε.
-
-They are those that diffusers exchanges for one another in Stable Diffusion, except EDM's.
-"""
-
-_STATED = {
-    "num_train_timesteps": (1000,),
-    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-}
-"""Settings a scheduler must state, as its class may have another default than DDPM's."""
-
-_OPTIONAL = {
-    "prediction_type": ("epsilon", "v_prediction"),
-    "trained_betas": (None,),
-    "rescale_betas_zero_snr": (False,),
-    "thresholding": (False,),
-    "use_flow_sigmas": (False,),
-    "use_dynamic_shifting": (False,),
-    "timestep_type": ("discrete",),
-    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
-}
-"""Settings a scheduler may leave out, with the implemented values; all others concern sampling."""
-
 _VAE_SETTINGS = ("shift_factor", "latents_mean", "latents_std")
-"""Settings of VAEs whose latents are shifted too."""
+"""Settings of VAEs whose latents are shifted as well as scaled."""
 
 _MORE_THAN_A_PROMPT = (
     "addition_embed_type",
@@ -178,7 +140,7 @@ def find_model(source: ModelSource | str) -> ModelFiles:
         _check_weights(files, component)
     _check_tokenizer(files)
     _check_shape(files)
-    _check_scheduler(files)
+    check_scheduler(files.config("scheduler"), str(source))
     if lora:
         status = lora.stat()
         unet = json.dumps(files.config("unet"))
@@ -354,7 +316,7 @@ def _check_shape(files: ModelFiles) -> None:
         )
     if moved := [name for name in _VAE_SETTINGS if vae.get(name) is not None]:
         raise InputError(
-            f"The VAE of model {files.source} should scale its latents alone, but has {moved[0]} "
+            f"The VAE of model {files.source} should only scale its latents, but has {moved[0]} "
             f"{vae[moved[0]]} in its config.json; give a model shaped like Stable Diffusion 1.x or "
             "2.x."
         )
@@ -372,33 +334,6 @@ def _check_shape(files: ModelFiles) -> None:
         raise InputError(
             f"The text encoder of model {files.source} should give the {widths} numbers per token "
             f"that its UNet attends to, but gives {width}; give a text encoder of that width{keep}."
-        )
-
-
-def _check_scheduler(files: ModelFiles) -> None:
-    """Refuse any noise schedule but DDPM's, stated in full."""
-    config = files.config("scheduler")
-    of = f"scheduler/scheduler_config.json of model {files.source}"
-    give = "give a model trained like Stable Diffusion 1.x or 2.x"
-    if (kind := config.get("_class_name")) not in SCHEDULERS:
-        raise InputError(
-            f"{of} should name a scheduler of models trained with DDPM's noise (_class_name), such "
-            f"as DDPMScheduler, PNDMScheduler or EulerDiscreteScheduler, but names {kind!r}; "
-            f"{give}."
-        )
-    for name, allowed in {**_STATED, **_OPTIONAL}.items():
-        value = config.get(name, None if name in _STATED else allowed[0])
-        if value not in allowed:
-            raise InputError(
-                f"{of} should have the {name} {' or '.join(map(repr, allowed))}, but has "
-                f"{value!r}, which is not implemented; {give}."
-            )
-    betas = [config.get(name) for name in ("beta_start", "beta_end")]
-    if not all(isinstance(beta, float) and 0 < beta < 1 for beta in betas):
-        raise InputError(
-            f"{of} should have beta_start and beta_end, both between 0 and 1, but has {betas[0]!r} "
-            f"and {betas[1]!r}; write those that the model was trained with (Stable Diffusion's "
-            "are 0.00085 and 0.012)."
         )
 
 

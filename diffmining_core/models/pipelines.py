@@ -231,8 +231,7 @@ def load_pipeline(
     files = find_model(model)
     with quiet_libraries():
         tokenizer = _loaded(files, "tokenizer", CLIPTokenizer)
-        # Latents are not confined to [-1, 1]: diffusers' Stable Diffusion puts this right as well.
-        scheduler = _loaded(files, "scheduler", DDPMScheduler, clip_sample=False)
+        scheduler = load_scheduler(files)
         vae = _loaded_weights(files, "vae", AutoencoderKL, torch.float32)
         text_encoder = _loaded_weights(files, "text_encoder", CLIPTextModel, torch.float32)
         # A LoRA is added before the precision is lowered, which would lose the half of it.
@@ -251,6 +250,16 @@ def load_pipeline(
             scheduler=scheduler,
             digest=model_digest(files),
         )
+
+
+def load_scheduler(files: ModelFiles) -> DDPMScheduler:
+    """The noise schedule of a model, whichever sampler's settings it was saved with.
+
+    Never clips samples to [-1, 1], which is wrong for latents; diffusers' StableDiffusionPipeline
+    overrides that setting too.
+    """
+    scheduler: DDPMScheduler = _loaded(files, "scheduler", DDPMScheduler, clip_sample=False)
+    return scheduler
 
 
 def _loaded_weights(files: ModelFiles, component: str, loader: Any, dtype: torch.dtype) -> Any:
