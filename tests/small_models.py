@@ -85,6 +85,17 @@ def save_whole_clip(folder: Path, seed: int = 1, **changes: Any) -> CLIPModel:
     return model
 
 
+def small_lora(model: Path) -> dict[str, torch.Tensor]:
+    """A LoRA of rank 2, which changes nothing, of one layer of the pipeline in `model`."""
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    unet = load_file(model / "unet" / "diffusion_pytorch_model.safetensors")
+    wide, narrow = unet[f"{layer}.weight"].shape
+    return {
+        f"unet.{layer}.lora_A.weight": torch.zeros(2, narrow),
+        f"unet.{layer}.lora_B.weight": torch.zeros(wide, 2),
+    }
+
+
 def make_old_layout(folder: Path) -> None:
     """What pipelines published in 2022 have: PNDM's settings, the VAE's old names, and more.
 

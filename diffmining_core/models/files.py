@@ -1,4 +1,7 @@
-"""Find a model's files, by hub id, folder or URL, and say which model they are; needs no torch."""
+"""Find a model's files, by hub id, folder or URL, and say which model they are.
+
+Needs no torch, except to see whether a LoRA fits.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from typing import Any
 
 from diffmining_core.errors import InputError
 from diffmining_core.models.fetching import fetched, first_line
+from diffmining_core.models.schedulers import check_scheduler
 
 TINY = "tiny"
 """The id of the pipeline that ships with the package."""
@@ -22,6 +26,18 @@ WEIGHTED = ("unet", "vae", "text_encoder")
 LORA_FILE = "pytorch_lora_weights.safetensors"
 HALF = "fp16"
 """The variant whose weights are read where there are no full ones."""
+
+_VAE_SETTINGS = ("shift_factor", "latents_mean", "latents_std")
+"""Settings of VAEs whose latents are shifted as well as scaled."""
+
+_MORE_THAN_A_PROMPT = (
+    "addition_embed_type",
+    "class_embed_type",
+    "num_class_embeds",
+    "encoder_hid_dim_type",
+    "time_cond_proj_dim",
+)
+"""Settings of UNets that need more inputs than latents, timestep and prompt."""
 
 _TINY_FOLDER = Path(__file__).parent / "tiny"
 _TOKENIZER_FILES = (
@@ -80,12 +96,21 @@ class ModelFiles:
         """The variant of its weights: `fp16` where there are no others."""
         return chosen_weights(path.name for path in self.folders[component].iterdir())[0]
 
+    @property
+    def lora_name(self) -> str:
+        """What messages call the LoRA: its file, and where it was asked for."""
+        assert self.lora is not None
+        asked = str(self.source.lora)
+        return asked if asked.endswith(self.lora.name) else f"{asked} ({self.lora.name})"
+
     def config(self, component: str) -> dict[str, Any]:
         """A component's configuration; InputError if it cannot be read."""
         name = "scheduler_config.json" if component == "scheduler" else "config.json"
         try:
             found: dict[str, Any] = json.loads((self.folders[component] / name).read_text())
-        except (OSError, ValueError) as error:
+            if not isinstance(found, dict):
+                raise ValueError("it is no JSON object")
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(
                 f"The {component} of model {self.source} cannot be loaded: its {name} cannot be "
                 f"read ({first_line(error)}); give a folder that diffusers' save_pretrained wrote."
@@ -115,6 +140,11 @@ def find_model(source: ModelSource | str) -> ModelFiles:
         _check_weights(files, component)
     _check_tokenizer(files)
     _check_shape(files)
+    check_scheduler(files.config("scheduler"), str(source))
+    if lora:
+        status = lora.stat()
+        unet = json.dumps(files.config("unet"))
+        _check_lora(lora, status.st_size, status.st_mtime_ns, files.lora_name, unet)
     return files
 
 
@@ -131,7 +161,7 @@ def model_digest(model: ModelFiles | Path) -> str:
                 f"{component}/{name} {_digest(files.folders[component] / name)}\n".encode()
             )
     if files.lora:
-        digest.update(f"lora {_digest(files.lora)}\n".encode())
+        digest.update(f"lora at its own scale {_digest(files.lora)}\n".encode())
     return digest.hexdigest()
 
 
@@ -274,12 +304,21 @@ def _check_shape(files: ModelFiles) -> None:
             f"latents, but takes {channels}; give a text-to-image model, not one that inpaints or "
             "edits."
         )
-    if asked := next(
-        (unet[k] for k in ("addition_embed_type", "class_embed_type") if unet.get(k)), 0
-    ):
+    if (made := unet.get("out_channels", 4)) != channels:
         raise InputError(
-            f"The UNet of model {files.source} asks for more than a prompt ({asked}); give a "
+            f"The UNet of model {files.source} should predict the {channels} channels that it "
+            f"takes, but predicts {made}; give a model shaped like Stable Diffusion 1.x or 2.x."
+        )
+    if asked := [unet[name] for name in _MORE_THAN_A_PROMPT if unet.get(name)]:
+        raise InputError(
+            f"The UNet of model {files.source} asks for more than a prompt ({asked[0]}); give a "
             "model shaped like Stable Diffusion 1.x or 2.x."
+        )
+    if moved := [name for name in _VAE_SETTINGS if vae.get(name) is not None]:
+        raise InputError(
+            f"The VAE of model {files.source} should only scale its latents, but has {moved[0]} "
+            f"{vae[moved[0]]} in its config.json; give a model shaped like Stable Diffusion 1.x or "
+            "2.x."
         )
     if text.get("model_type", "clip_text_model") not in ("clip", "clip_text_model"):
         raise InputError(
@@ -296,12 +335,13 @@ def _check_shape(files: ModelFiles) -> None:
             f"The text encoder of model {files.source} should give the {widths} numbers per token "
             f"that its UNet attends to, but gives {width}; give a text encoder of that width{keep}."
         )
-    predicts = files.config("scheduler").get("prediction_type", "epsilon")
-    if predicts not in ("epsilon", "v_prediction"):
-        raise InputError(
-            f"Model {files.source} predicts {predicts!r}, but only models that predict the noise "
-            "(epsilon) or the velocity (v_prediction) can be mined; give another model."
-        )
+
+
+@lru_cache(maxsize=16)  # a run asks for its model often
+def _check_lora(path: Path, _size: int, _mtime_ns: int, name: str, unet: str) -> None:
+    from diffmining_core.models.lora import check_lora_file  # brings torch along
+
+    check_lora_file(path, name, json.loads(unet))
 
 
 def _digest(path: Path) -> str:

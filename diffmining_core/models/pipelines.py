@@ -231,7 +231,7 @@ def load_pipeline(
     files = find_model(model)
     with quiet_libraries():
         tokenizer = _loaded(files, "tokenizer", CLIPTokenizer)
-        scheduler = _loaded(files, "scheduler", DDPMScheduler)
+        scheduler = load_scheduler(files)
         vae = _loaded_weights(files, "vae", AutoencoderKL, torch.float32)
         text_encoder = _loaded_weights(files, "text_encoder", CLIPTextModel, torch.float32)
         # A LoRA is added before the precision is lowered, which would lose the half of it.
@@ -240,7 +240,7 @@ def load_pipeline(
         if files.lora:
             from diffmining_core.models.lora import merge_lora_file  # brings peft along
 
-            merge_lora_file(unet, files.lora, str(files.source.lora))
+            merge_lora_file(unet, files.lora, files.lora_name)
             unet.to(dtype)
         return Pipeline(
             unet=unet.to(device),
@@ -250,6 +250,16 @@ def load_pipeline(
             scheduler=scheduler,
             digest=model_digest(files),
         )
+
+
+def load_scheduler(files: ModelFiles) -> DDPMScheduler:
+    """The noise schedule of a model, whichever sampler's settings it was saved with.
+
+    Never clips samples to [-1, 1], which is wrong for latents; diffusers' StableDiffusionPipeline
+    overrides that setting too.
+    """
+    scheduler: DDPMScheduler = _loaded(files, "scheduler", DDPMScheduler, clip_sample=False)
+    return scheduler
 
 
 def _loaded_weights(files: ModelFiles, component: str, loader: Any, dtype: torch.dtype) -> Any:
@@ -277,7 +287,7 @@ def _loaded_weights(files: ModelFiles, component: str, loader: Any, dtype: torch
 def _loaded(files: ModelFiles, component: str, loader: Any, **options: Any) -> Any:
     try:
         return loader.from_pretrained(files.folders[component], **options)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"The {component} of model {files.source} cannot be loaded as {loader.__name__} with "
             f"safetensors weights ({first_line(error)}); give a Stable Diffusion pipeline "

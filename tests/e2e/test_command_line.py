@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +21,7 @@ from commands import COMMAND, REPOSITORY, diffmining, mine_words, options
 from PIL import Image
 from stored import results
 
+from diffmining_core.models.files import TINY, find_model
 from diffmining_core.store.ledger import read_manifests
 from diffmining_core.store.roots import open_root
 from flows.cli import app
@@ -177,6 +179,27 @@ def test_commands_refuse_what_they_cannot_use_in_one_sentence(
         HF_ENDPOINT="http://127.0.0.1:9",
     )
     assert words in sentence(ended)
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "part"),
+    [(["mine"], "scheduler"), (["mine", "--dry-run"], "lora")],
+)
+def test_a_model_that_would_be_misread_is_refused_before_anything_is_computed(
+    photos: Path, tmp_path: Path, command: list[str], part: str
+) -> None:
+    model = shutil.copytree(find_model(TINY).folders["unet"].parent, tmp_path / "model")
+    words = [*command, "--dataset", str(photos), "--root", str(tmp_path / "root")]
+    words += ["--model", str(model)]
+    if part == "lora":
+        words += ["--lora", str(model / "vae" / "diffusion_pytorch_model.safetensors")]
+        expected = r"LoRA .*pytorch_model.safetensors does not fit this model's UNet .*; give"
+    else:
+        path = model / "scheduler" / "scheduler_config.json"
+        path.write_text('{"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}')
+        expected = r"scheduler_config.json of model .* names 'FlowMatchEuler.*; give a model"
+    assert re.search(expected, sentence(diffmining(*words)))
     assert not (tmp_path / "root").exists()
 
 

@@ -7,6 +7,8 @@ from uuid import uuid4
 
 import fsspec
 import pytest
+from safetensors.torch import save
+from small_models import small_lora
 from stand_in_hub import StandInHub, commit_of, folder_bytes, serving
 
 from diffmining_core.errors import InputError
@@ -90,11 +92,12 @@ def test_a_copy_that_breaks_off_is_no_copy(
 
 
 def test_a_url_of_a_lora_is_a_file_or_its_folder(bucket_url: str) -> None:
-    put(bucket_url + "-lora", {"any.safetensors": b"weights", "README.md": b""})
+    weights = save(small_lora(_TINY))
+    put(bucket_url + "-lora", {"any.safetensors": weights, "README.md": b""})
     for url in (f"{bucket_url}-lora", f"{bucket_url}-lora/any.safetensors"):
         lora = find_model(ModelSource(TINY, lora=url)).lora
         assert lora is not None
-        assert lora.read_bytes() == b"weights"
+        assert lora.read_bytes() == weights
 
 
 @pytest.mark.parametrize(

@@ -115,10 +115,11 @@ def test_a_pipeline_that_does_not_say_its_size_is_refused(model: Path) -> None:
         model_geometry(find_model(str(model)))
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '[{"a": ' * 100_000], ids=["cut", "list", "deep"])
 @pytest.mark.parametrize("part", ["unet", "scheduler"])
-def test_a_configuration_that_cannot_be_read_is_named(model: Path, part: str) -> None:
+def test_a_configuration_that_cannot_be_read_is_named(model: Path, part: str, text: str) -> None:
     name = "scheduler_config.json" if part == "scheduler" else "config.json"
-    (model / part / name).write_text("{")
+    (model / part / name).write_text(text)
     with pytest.raises(InputError, match=f"The {part} of model .* its {name} cannot be read"):
         find_model(str(model))
 

@@ -113,7 +113,7 @@ def test_a_missing_configuration_is_named(broken: Path) -> None:
 def test_a_model_that_predicts_something_else_is_refused(broken: Path) -> None:
     path = broken / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "sample"}))
-    with pytest.raises(InputError, match="predicts 'sample'"):
+    with pytest.raises(InputError, match=r"prediction_type 'epsilon' or .*, but has 'sample'"):
         load_pipeline(str(broken))
 
 

@@ -15,6 +15,7 @@ from small_models import (
     save_numbered,
     save_whole_clip,
     sd2,
+    small_lora,
     write_old_tokenizer,
 )
 from transformers import CLIPModel
@@ -195,7 +196,7 @@ def test_the_digest_follows_text_encoder_and_lora_wherever_they_lie(
     base: Path, clip: tuple[Path, CLIPModel], tmp_path: Path
 ) -> None:
     lora = tmp_path / "lora.safetensors"
-    save_file({"x": torch.zeros(1)}, lora)
+    save_file(small_lora(base), lora)
     sources = [
         ModelSource(str(base)),
         ModelSource(str(base), text_encoder=str(clip[0])),
@@ -247,6 +248,12 @@ def test_a_text_encoder_without_tokenizer_or_with_pickles_alone_is_one_sentence(
         ("unet", "in_channels", 9, "should take the 4 channels .* but takes 9"),
         ("unet", "addition_embed_type", "text_time", "more than a prompt .text_time"),
         ("unet", "class_embed_type", "projection", "more than a prompt .projection"),
+        ("unet", "num_class_embeds", 10, "more than a prompt .10"),
+        ("unet", "encoder_hid_dim_type", "text_image_proj", "more than a prompt .text_image"),
+        ("unet", "time_cond_proj_dim", 256, "more than a prompt .256"),
+        ("unet", "out_channels", 8, "should predict the 4 channels .* but predicts 8"),
+        ("vae", "shift_factor", 0.1, "should only scale its latents, but has shift_factor 0.1"),
+        ("vae", "latents_mean", [0.5], r"should only scale .* has latents_mean \[0.5\]"),
         ("unet", "cross_attention_dim", 2048, "the 2048 numbers per token .* gives 64; .* width.$"),
         ("text_encoder", "model_type", "t5", "should be CLIP's, but is of the kind 't5'"),
     ],
