@@ -20,6 +20,7 @@ from typing import Any
 from uuid import uuid4
 
 import fsspec
+from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -34,6 +35,10 @@ BLOCK = 16 * 2**20
 
 _S3 = ("s3://", "s3a://")
 
+PROTOCOLS = {None, "file", "local", "memory", "s3", "s3a"}
+"""Of addresses that can keep results: a file can be created there only where there is none, so that
+of several runs exactly one publishes a unit. Other protocols lack that, or nobody has tried it."""
+
 S3_TRIES = 8
 """Of a request to S3. Where one in twenty fails, one in 25 billion is given up; a server that is
 gone is given up after 10 seconds, with reads after a minute and a half."""
@@ -42,6 +47,17 @@ REMOVE_TRIES = 20
 
 S3_TIMEOUT = 30
 """Seconds without a byte from S3 until a request counts as failed."""
+
+
+class NoConditionalCreateError(InputError):
+    """A server cannot create a file only where there is none, so that no unit can be published."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(
+            f"{url}: the server does not know how to create a file only where there is none (it "
+            "answers 501 to If-None-Match), which publishing a result needs; give a place on "
+            "another server"
+        )
 
 
 @dataclass(frozen=True)
@@ -219,6 +235,8 @@ class Root:
             # 412: it exists. 409, still after several tries: others are writing it.
             if _s3_status(error) in (409, 412):
                 return False
+            if _s3_status(error) == 501:
+                raise NoConditionalCreateError(self.url) from error
             raise
         return True
 
@@ -246,13 +264,19 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def open_root(url: str, create: bool = True) -> Root:
-    """The root at a local path or an fsspec URL (`memory://x`, `s3://bucket/prefix`).
+    """The root at a local path or an address (`memory://x`, `s3://bucket/prefix`).
 
     create: make it where it does not exist and check that it can be written; else it must exist.
     InputError where that fails. Buckets are never made.
     """
     if not url:
         raise InputError("the root has no name: give a local folder or an s3:// address")
+    protocol, _ = split_protocol(url)
+    if protocol not in PROTOCOLS:
+        raise InputError(
+            f"{protocol}:// cannot keep results, which need files that one of several runs alone "
+            "can create; give a local folder, or an address such as s3://bucket/prefix"
+        )
     if url.startswith(_S3) and "@" in url.split("/")[2]:
         raise InputError(
             "credentials do not belong into an address, which is recorded; set AWS_ACCESS_KEY_ID "

@@ -267,7 +267,9 @@ def test_a_manifest_that_cannot_be_read_is_named(root: Root, body: bytes) -> Non
         lambda: read_manifests(root, "patches"),
         lambda: complete(root, UNIT, never),
     ):
-        with pytest.raises(CorruptFileError, match=rf"{UNIT.key}.json is no manifest") as caught:
+        with pytest.raises(
+            CorruptFileError, match=rf"{UNIT.key}.json is not a valid manifest"
+        ) as caught:
             read()
         assert (caught.value.stage, caught.value.key) == ("patches", UNIT.key)
 
@@ -276,7 +278,7 @@ def test_a_manifest_of_another_unit_is_none_of_this_one(root: Root) -> None:
     complete(root, UNIT, produce)
     body = root.read_bytes(f"manifests/patches/{UNIT.key}.json")
     root.write_new(f"manifests/patches/{'0' * 32}.json", body)
-    with pytest.raises(CorruptFileError, match=f"it is that of patches/{UNIT.key}"):
+    with pytest.raises(CorruptFileError, match=f"it belongs to 'patches/{UNIT.key}'"):
         read_manifest(root, "patches", "0" * 32)
 
 
