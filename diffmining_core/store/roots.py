@@ -98,6 +98,18 @@ class Root:
         """The path of `rel` on this machine's disk, None for other kinds of root."""
         return Path(self.path_of(rel)) if isinstance(self.fs, LocalFileSystem) else None
 
+    @property
+    def name(self) -> str:
+        """What others may see of a root: the folder's name on a local disk, else the address."""
+        return Path(self.path).name if isinstance(self.fs, LocalFileSystem) else self.url
+
+    def holds(self, rel: str) -> bool:
+        """Whether `rel` is inside the root once all links are followed; no links lead in circles."""
+        if (path := self.local(rel)) is None:
+            return True
+        real = Path(os.path.realpath(path))
+        return real.is_relative_to(os.path.realpath(self.path)) and not real.is_symlink()
+
     def exists(self, rel: str) -> bool:
         """Whether there is a file or a folder `rel`."""
         with explained(self.url):
@@ -335,6 +347,9 @@ def _reason(error: Exception) -> str | None:
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT) or _s3_status(error) == 507:
         return _FULL
+    if _s3_status(error) == 501:
+        asked = getattr(error.__cause__, "operation_name", "a request")
+        return f"the server does not know {asked} (it answers 501); give a place on another server"
     if code == errno.EROFS:
         return "it is read-only; give a place that can be written"
     if _is_a(error, _NO_CREDENTIALS, "botocore"):
