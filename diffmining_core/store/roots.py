@@ -25,6 +25,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from diffmining_core.errors import InputError
+from diffmining_core.proxies import never_proxy_loopback
 from diffmining_core.store.media_types import media_type
 
 # fsspec's memory file system looks first and writes then; the lock makes these two one step.
@@ -104,7 +105,7 @@ class Root:
         return Path(self.path).name if isinstance(self.fs, LocalFileSystem) else self.url
 
     def holds(self, rel: str) -> bool:
-        """Whether `rel` is inside the root once all links are followed; no links lead in circles."""
+        """Whether `rel` is inside the root once all links are followed, and they end somewhere."""
         if (path := self.local(rel)) is None:
             return True
         real = Path(os.path.realpath(path))
@@ -264,6 +265,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     if not url.startswith(_S3):
         fs, path = fsspec.url_to_fs(url, **options)
         return fs, path
+    never_proxy_loopback()
     asked = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
     # All tries are s3fs's: with botocore's inside each of them they would multiply.
     ours = {"read_timeout": S3_TIMEOUT, "retries": {"total_max_attempts": 1, "mode": "standard"}}
