@@ -83,7 +83,8 @@ def note_failure(root: Root, stage: str, key: str, failure: Failure) -> None:
 
 def failures(root: Root, stage: str) -> dict[str, Failure]:
     """Why units of a stage that are still not done failed last, by key."""
-    noted = {name.removesuffix(".json") for name in root.names(f"failures/{stage}")}
+    entries = root.entries(f"failures/{stage}")
+    noted = {entry.name.removesuffix(".json") for entry in entries if not entry.is_folder}
     if not noted:
         return {}
     open_ones = sorted(key for key in noted - published(root, stage) if not key.startswith("."))

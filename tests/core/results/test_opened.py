@@ -167,9 +167,10 @@ def test_results_of_an_older_version_are_read_where_that_is_possible(
     assert manifest is not None
     body = b'{"layout": "another"}'
     (root / manifest.attempt / "results.json").write_bytes(body)
-    manifest.files["results.json"].update(bytes=len(body), sha256=sha256(body).hexdigest())
+    record = {"bytes": len(body), "sha256": sha256(body).hexdigest()}
+    stored = {**asdict(manifest), "files": {**manifest.files, "results.json": record}}
     place = root / "manifests" / "report" / f"{manifest.key}.json"
-    place.write_bytes(canonical_json(asdict(manifest)))
+    place.write_bytes(canonical_json(stored))
     with pytest.raises(InputError, match=r"an older diffmining stored.*mine again into a new root"):
         open_results(str(root))
     (root / "run.json").write_text(json.dumps({**older, "format": RUN_FORMAT + 1}))

@@ -296,6 +296,23 @@ def test_a_unit_taken_back_is_made_again_beside_what_was_there(root: Root) -> No
     verify(root, first)
 
 
+def test_a_folder_in_the_place_of_a_manifest_is_for_the_user_to_move(tmp_path: Path) -> None:
+    root = open_root(str(tmp_path))
+    place = tmp_path / f"manifests/patches/{UNIT.key}.json"
+    place.mkdir(parents=True)
+    assert published(root, "patches") == set()
+    for read in (
+        lambda: read_manifest(root, "patches", UNIT.key),
+        lambda: read_manifests(root, "patches", [UNIT.key]),
+        lambda: complete(root, UNIT, never),
+    ):
+        with pytest.raises(CorruptFileError, match="it is a folder: move it elsewhere"):
+            read()
+    with pytest.raises(InputError, match="is a folder, but a manifest belongs there; move it"):
+        retract(root, "patches", UNIT.key)
+    assert place.is_dir()
+
+
 def test_a_file_cut_short_on_the_way_once_is_read_again(
     root: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
