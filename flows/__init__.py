@@ -3,6 +3,10 @@
 import os
 from uuid import UUID
 
+from diffmining_core.proxies import never_proxy_loopback
+
+never_proxy_loopback()  # before Prefect makes its clients
+
 if run_id := os.environ.get("PREFECT__FLOW_RUN_ID"):  # a worker has started this process for a run
     from flows.orphans import look_after
 

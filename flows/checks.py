@@ -10,7 +10,7 @@ from diffmining_core.images.sources import canonical_url, check_apart, check_sou
 from diffmining_core.models.files import find_model
 from diffmining_core.recipes import MINED, TRAIN
 from diffmining_core.store.roots import Root, open_root
-from diffmining_core.store.runs import open_run, run_identity
+from diffmining_core.store.runs import open_run, read_run
 from flows.parameters import FinetuneParameters, IndexParameters, TypicalityParameters
 
 
@@ -85,7 +85,7 @@ def unclaimed_root(parameters: IndexParameters) -> Root | None:
     if is_local and not Path(parameters.root).exists():
         return None
     root = open_root(parameters.root, create=not is_local)  # which writes nothing elsewhere
-    if run_identity(root) is None:
+    if read_run(root) is None:
         return None
     open_run(root, {"dataset": canonical_url(parameters.dataset)})
     return root

@@ -43,6 +43,7 @@ from flows.parameters import (
     TranslateParameters,
     TypicalityParameters,
 )
+from flows.temporary_server import run
 from flows.upkeep import storage, upkeep
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
@@ -110,7 +111,7 @@ def mine(
     check_inputs(parameters)  # the flow does so too, but only once it has a server
     from flows.mine import mine as flow
 
-    summary = flow(parameters)
+    summary = run(flow, parameters)
     return Answer(summary, lambda: print_end(summary))
 
 
@@ -127,7 +128,7 @@ def index(parameters: Annotated[IndexParameters, Parameter(name="*")]) -> Answer
     check_dataset(parameters)
     from flows.index import index_dataset as flow
 
-    counts = flow(parameters)
+    counts = run(flow, parameters)
 
     def say() -> None:
         print()
@@ -163,7 +164,7 @@ def finetune(
     if dry_run:
         return told_answer(finetuning.dry_run(parameters, cost_per_hour))
     finetuning.check(parameters)
-    summary = finetuning.finetune(parameters)
+    summary = run(finetuning.finetune, parameters)
 
     def say() -> None:
         print(
@@ -199,7 +200,7 @@ def typicality(
     check_inputs(parameters)
     from flows.typicality import typicality as flow
 
-    summary = flow(parameters)
+    summary = run(flow, parameters)
 
     def say() -> None:
         print(
@@ -226,7 +227,7 @@ def nightly(parameters: Annotated[NightlyParameters, Parameter(name="*")]) -> An
     check_inputs(parameters)
     from flows.nightly import nightly as flow
 
-    summary = flow(parameters)
+    summary = run(flow, parameters)
 
     def say() -> None:
         print(f"\n{summary['said']}")
@@ -258,7 +259,7 @@ def localize(
     from flows import localize as localizing
 
     localizing.check(parameters)
-    summary = localizing.localize(parameters)
+    summary = run(localizing.localize, parameters)
     return Answer(summary, lambda: print_scores(summary))
 
 
@@ -282,7 +283,7 @@ def translate(
     from flows import translate as translating
 
     translating.check(parameters)
-    summary = translating.translate(parameters)
+    summary = run(translating.translate, parameters)
 
     def say() -> None:
         print(
@@ -311,7 +312,7 @@ def compare(parameters: Annotated[CompareParameters, Parameter(name="*")]) -> An
     from flows import compare as comparing
 
     comparing.check(parameters)
-    return study_answer(comparing.compare(parameters))
+    return study_answer(run(comparing.compare, parameters))
 
 
 @command(
@@ -327,7 +328,7 @@ def study_finetuning(parameters: Annotated[StudyParameters, Parameter(name="*")]
     from flows.study import finetuning as studies
 
     studies.check(parameters)
-    summary = studies.study_finetuning(parameters)
+    summary = run(studies.study_finetuning, parameters)
 
     def say() -> None:
         print(f"\n{'step':>8}{'average precision':>20}{'by chance':>12}{'patches that hit':>19}")
@@ -356,7 +357,7 @@ def study_timesteps(parameters: Annotated[TimestepStudyParameters, Parameter(nam
     from flows.study import prepared, sides
 
     prepared.check(parameters)
-    return study_answer(sides.study_timesteps(parameters))
+    return study_answer(run(sides.study_timesteps, parameters))
 
 
 @command(
@@ -372,7 +373,7 @@ def study_noise(parameters: Annotated[NoiseStudyParameters, Parameter(name="*")]
     from flows.study import prepared, sides
 
     prepared.check(parameters)
-    return study_answer(sides.study_noise(parameters))
+    return study_answer(run(sides.study_noise, parameters))
 
 
 @command(
@@ -387,7 +388,7 @@ def study_patch_sizes(
     from flows.study import prepared, sides
 
     prepared.check(parameters)
-    return study_answer(sides.study_patch_sizes(parameters))
+    return study_answer(run(sides.study_patch_sizes, parameters))
 
 
 @command(
@@ -405,7 +406,7 @@ def study_clusters(parameters: Annotated[ClusterStudyParameters, Parameter(name=
 
     parameters.numbers()
     prepared.check(parameters)
-    return study_answer(clusters.study_of_clusters(parameters))
+    return study_answer(run(clusters.study_of_clusters, parameters))
 
 
 @command(
@@ -423,7 +424,7 @@ def study_predictability(
     from flows.study import predictability, prepared
 
     prepared.check(parameters)
-    return study_answer(predictability.study_of_predictability(parameters))
+    return study_answer(run(predictability.study_of_predictability, parameters))
 
 
 @command(
@@ -439,7 +440,7 @@ def study_generated(parameters: Annotated[GeneratedStudyParameters, Parameter(na
     from flows.study import generated, prepared
 
     prepared.check(parameters)
-    return study_answer(generated.study_of_generated(parameters))
+    return study_answer(run(generated.study_of_generated, parameters))
 
 
 @app.command(
@@ -461,9 +462,9 @@ def serve(root: str, *, host: str = "127.0.0.1", port: int = 8610) -> None:
     port
         Port to listen at; 0 for any that is free.
     """
-    from flows.serve import serve as run
+    from flows.serve import serve as serve_root
 
-    run(root, host, port)
+    serve_root(root, host, port)
 
 
 @command(app, "diffmining demo", "diffmining demo --folder /tmp/demo --json")
@@ -475,9 +476,9 @@ def demo(folder: Path = Path("demo")) -> Answer:
     folder
         Where the scenes, the results and the page go.
     """
-    from flows.demo import demo as run
+    from flows.demo import demo as run_demo
 
-    summary = run(folder)
+    summary = run_demo(folder)
     return Answer(summary, lambda: print_end(summary))
 
 

@@ -11,6 +11,7 @@ from diffmining_core.images.street_scenes import COUNTRIES, write_dataset
 from flows.checks import claim_root
 from flows.mine import mine
 from flows.parameters import MineParameters
+from flows.temporary_server import run
 
 IMAGES_PER_COUNTRY = 100
 
@@ -44,4 +45,4 @@ def demo(folder: Path) -> dict[str, Any]:
             parameters.seed,
             lambda done, _total: bar.update(done - bar.n),
         )
-    return mine(parameters)
+    return run(mine, parameters)

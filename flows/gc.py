@@ -9,7 +9,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_table_artifact
 
 from diffmining_core.store.garbage import Garbage, clear_garbage
-from diffmining_core.store.status import run_root
+from diffmining_core.store.status import current_root
 from flows.parameters import GcParameters
 from flows.upkeep import age_text, garbage_sentence, seconds_of, size_text
 
@@ -19,8 +19,11 @@ SHOWN = 500
 
 @flow(name="gc", flow_run_name="gc {parameters.root}", log_prints=True)
 def gc(parameters: GcParameters) -> dict[str, Any]:
-    """List attempts that no result names, and records of mended units; remove them if told to."""
-    opened, _ = run_root(parameters.root)
+    """List attempts that no result names, half-written files and records of repaired units.
+
+    They are removed if told to.
+    """
+    opened = current_root(parameters.root)
     age, delete = seconds_of(parameters.older_than), parameters.delete
     found = list(clear_garbage(opened, age, delete))
     sentence = garbage_sentence([item for item, _ in found], parameters.older_than, delete)

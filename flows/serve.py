@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from socket import AF_INET, AF_INET6, create_server, socket
 from typing import Any, Generic, TypeVar
@@ -29,6 +29,7 @@ from starlette.routing import Route
 from diffmining_core.errors import InputError
 from diffmining_core.report.environment import STATIC
 from diffmining_core.report.served import ServedFile, served_file
+from diffmining_core.report.shown_paths import without_folders
 from diffmining_core.report.so_far import SoFar, Strip
 from diffmining_core.report.status_page import CSP, RunState, render_status, run_state, with_bar
 from diffmining_core.store.media_types import media_type
@@ -112,7 +113,8 @@ class Strips:
             self._webps = before | {strip.name: strip.webp for strip in strips}
             self.shown = strips
         except Exception as error:  # the page does without them, and looks again
-            logger.warning("The highest patches so far cannot be had: %r", error)
+            why = without_folders(repr(error))
+            logger.warning("The highest patches so far cannot be had: %s", why)
         finally:
             self._looked = time.monotonic()
             self._looking.release()
@@ -123,7 +125,7 @@ class Site:
 
     def __init__(self, root: Root, dataset: str) -> None:
         self.root, self.dataset = root, dataset
-        self.stages = Fresh(lambda: run_status(root, time.time()), STATUS_SECONDS)
+        self.stages = Fresh(partial(shown_status, root), STATUS_SECONDS)
         self.strips = Strips(root)
 
     def app(self, hosts: Sequence[str] | None) -> Asgi:
@@ -152,13 +154,14 @@ class Site:
 
     def status(self, _request: Request) -> Response:
         """How far the run is."""
-        return self._status_page(is_home=False, has_gallery=self.root.exists(GALLERY))
+        has_gallery = self.root.holds(GALLERY) and self.root.exists(GALLERY)
+        return self._status_page(is_home=False, has_gallery=has_gallery)
 
     def status_json(self, _request: Request) -> Response:
         """The same for programs: as `diffmining status --json`, and the run as a whole."""
         stages, run = self.stages.get(), self._run()
         document = {
-            "root": self.root.url,
+            "root": self.root.name,
             "dataset": self.dataset,
             "run": {"state": run.state, "headline": run.headline, "detail": run.detail},
             "stages": [asdict(stage) for stage in stages],
@@ -194,13 +197,21 @@ class Site:
         stages: list[StageStatus] = self.stages.get()
         strips = [] if has_gallery and not self._run().going else self.strips.get()
         page = render_status(
-            self.dataset, self.root.url, stages, strips, time.time(), is_home, has_gallery
+            self.dataset, self.root.name, stages, strips, time.time(), is_home, has_gallery
         )
         headers = {
             "Cache-Control": "no-cache",
             "Content-Security-Policy": f"{CSP}; frame-ancestors 'self'",
         }
         return HTMLResponse(page, headers=headers)
+
+
+def shown_status(root: Root) -> list[StageStatus]:
+    """How far the run is, without the folders of this machine in the reasons of failures."""
+    return [
+        replace(stage, failed={key: without_folders(why) for key, why in stage.failed.items()})
+        for stage in run_status(root, time.time())
+    ]
 
 
 IMMUTABLE = "max-age=31536000, immutable"
@@ -245,16 +256,21 @@ def guarded(app: Asgi, hosts: Sequence[str] | None) -> Asgi:
             )
             await refusal(scope, receive, send_with_headers)
             return
-        await app(scope, receive, send_with_headers)
+        try:
+            await app(scope, receive, send_with_headers)
+        except Exception as error:  # Starlette has answered 500; uvicorn's traceback shows paths
+            why = without_folders(repr(error))
+            logger.error("%r cannot be answered: %s", scope["path"], why)
 
     return guard
 
 
 def storage_fault(_request: Request, error: Exception) -> Response:
     """What is said where the root cannot be read; whoever serves sees it too."""
-    logger.warning("%s", error)
+    why = without_folders(str(error))
+    logger.warning("%s", why)
     again = {"Retry-After": str(STORAGE_RETRY_SECONDS)}
-    return PlainTextResponse(f"The results cannot be read now: {error}\n", 503, again)
+    return PlainTextResponse(f"The results cannot be read now: {why}\n", 503, again)
 
 
 def host_of(header: str) -> str:
@@ -275,13 +291,15 @@ def is_loopback(host: str) -> bool:
 
 def serve(url: str, host: str, port: int) -> None:
     """Serve the root until interrupted; its address is printed first. InputError if it cannot."""
-    root, identity = run_root(url)
-    dataset = identity.get("dataset", root.url).rstrip("/*").rpartition("/")[2].replace("_", " ")
+    root, run = run_root(url)
+    dataset = (
+        run.identity.get("dataset", root.url).rstrip("/*").rpartition("/")[2].replace("_", " ")
+    )
     hosts = sorted({*LOCAL_NAMES, host}) if is_loopback(host) else None
     with bound(host, port) as listening:
         at = listening.getsockname()[1]
         name = f"[{host}]" if ":" in host else host
-        print(f"Serving {root.url} at http://{name}:{at}/ (Ctrl-C ends it)", flush=True)
+        print(f"Serving {root.name} at http://{name}:{at}/ (Ctrl-C ends it)", flush=True)
         if hosts is None:
             print(
                 f"diffmining: {host} is not this machine alone: whoever reaches port {at} sees "
@@ -289,7 +307,7 @@ def serve(url: str, host: str, port: int) -> None:
                 file=sys.stderr,
             )
         config = uvicorn.Config(
-            Site(root, dataset).app(hosts),
+            Site(root, dataset.replace("_", " ")).app(hosts),
             log_level="warning",
             access_log=False,
             server_header=False,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from diffmining_core.errors import InputError
 from diffmining_core.store.garbage import Garbage, clear_garbage
-from diffmining_core.store.status import StageStatus, run_root, run_status
+from diffmining_core.store.status import StageStatus, current_root, run_root, run_status
 from diffmining_core.store.storage_check import check_storage
 from diffmining_core.store.verification import Damage, damaged_files, holdings
 from flows.answers import Answer, command, epilogue
@@ -40,9 +40,9 @@ def status(root: str) -> Answer:
     root
         Folder or URL of the results.
     """
-    opened, identity = run_root(root)
+    opened, run = run_root(root)
     stages = run_status(opened, now := time.time())
-    whose = {"root": opened.url, **identity}
+    whose = {"root": opened.url, **run.identity}
 
     def say() -> None:
         print("\n".join(f"{name}: {value}" for name, value in whose.items()))
@@ -122,7 +122,7 @@ def verify(root: str) -> Answer:
     root
         Folder or URL of the results.
     """
-    opened, _ = run_root(root)
+    opened = current_root(root)
     held = holdings(opened)
     damage = list(held.damage)
     for found in damage:
@@ -164,8 +164,9 @@ def _print_damage(damage: Damage) -> None:
     "diffmining gc s3://bucket/mined --older-than 7d --delete",
 )
 def gc(root: str, *, older_than: str = "7d", delete: bool = False) -> Answer:
-    """List what is no longer any use: attempts that no result names, and records of mended units.
+    """List what is no longer any use.
 
+    That is attempts that no result names, half-written files, and records of repaired units.
     Nothing is removed without --delete.
 
     Parameters
@@ -178,7 +179,7 @@ def gc(root: str, *, older_than: str = "7d", delete: bool = False) -> Answer:
     delete
         Remove what is listed.
     """
-    opened, _ = run_root(root)
+    opened = current_root(root)
     listed, ages = [], []
     for item, age in clear_garbage(opened, seconds_of(older_than), delete):
         listed.append(item)

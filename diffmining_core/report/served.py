@@ -1,7 +1,8 @@
 """Which files of a root a browser may have: the published pages and what these lead to.
 
 In: a root and a path as a browser asks for it. Out: the file, its type and how long it stays as it
-is. Of all else at the root (manifests, maps, models, what an attempt left behind) nothing is told.
+is. Of all else at the root (manifests, maps, models, what an attempt left behind) nothing is told,
+and no link is followed out of it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def served_file(root: Root, path: str) -> ServedFile | None:
     except ValueError:
         return None
     kind = media_type(path)
-    if kind is None or any(part.startswith(".") for part in parts):
+    if kind is None or any(part.startswith(".") for part in parts) or not root.holds(path):
         return None
     if unit := _OF_UNIT.fullmatch(path):
         return _of_unit(root, kind, *unit.groups())

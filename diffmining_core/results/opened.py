@@ -54,6 +54,7 @@ from diffmining_core.store.ledger import (
     read_table,
 )
 from diffmining_core.store.roots import Root, open_root
+from diffmining_core.store.runs import RUN_FORMAT, older_format, read_run
 
 Kind = Literal["highest", "random", "lowest"]
 Map = npt.NDArray[np.float32]
@@ -67,12 +68,14 @@ BATCH_ROWS = 10_000
 def open_results(root: str) -> MinedResults:
     """The results at a root: a folder, or an address such as `s3://bucket/mined`.
 
-    InputError, in one sentence, where there is no finished page of `diffmining mine`.
+    InputError, in one sentence, where there is no finished page of `diffmining mine`, or one that
+    this version cannot read.
 
     >>> open_results("mined").title
     'What is typical of two places'
     """
     opened = open_root(root, create=False)
+    run = read_run(opened)
     key = summarised_report(opened)
     manifest = read_manifest(opened, REPORT, key) if key else None
     if key is None or manifest is None:
@@ -80,7 +83,12 @@ def open_results(root: str) -> MinedResults:
             f"{opened.url} holds no finished page; run `diffmining mine` there to its end, or give "
             "the root of a finished run"
         )
-    return MinedResults(opened, manifest, results_of(opened, key))
+    try:
+        return MinedResults(opened, manifest, results_of(opened, key))
+    except (LookupError, TypeError, ValueError) as error:
+        if run is None or run.format == RUN_FORMAT:
+            raise
+        raise InputError(older_format(opened, run)) from error
 
 
 def patch_of(row: TableRow) -> Patch:

@@ -5,10 +5,11 @@ The data itself stays at the root; `tasks` publishes these references, readers s
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic_core import from_json
 
 from diffmining_core.store.ledger import finished, read_json
 from diffmining_core.store.roots import Root
@@ -102,8 +103,10 @@ def results_of(root: Root, report_key: str) -> Results:
 def summarised_report(root: Root) -> str | None:
     """The key of the report whose numbers `summary.json` holds, None if there is none yet."""
     try:
-        summary = json.loads(root.read_bytes("summary.json"))
-    except FileNotFoundError:
+        summary = from_json(root.read_bytes("summary.json"))
+    except (FileNotFoundError, ValueError):
         return None
-    key: str | None = summary.get("report")
-    return key
+    match summary:
+        case {"report": str(key)}:
+            return key
+    return None

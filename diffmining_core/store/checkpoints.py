@@ -8,6 +8,8 @@ import re
 from pathlib import Path
 from uuid import uuid4
 
+from pydantic_core import from_json
+
 from diffmining_core.store.roots import Root, checked_name, explained
 
 
@@ -94,7 +96,7 @@ class RootCheckpoints:
     def _files(self, name: str) -> dict[str, str]:
         """File name -> sha256 as the marker has it; nothing if it is gone or no marker."""
         try:
-            files = json.loads(self.root.read_bytes(self._marker(name)))
+            files = from_json(self.root.read_bytes(self._marker(name)))
             if all("/" not in checked_name(file) for file in files):
                 return {file: str(files[file]) for file in files}
         except (FileNotFoundError, ValueError, TypeError, AttributeError):

@@ -1,7 +1,8 @@
 """What lies at a root and is no longer any use: found first, removed only when told to.
 
-Garbage is an attempt that no manifest names, and, for units that are done, the copies of manifests
-taken back and the notes of failures. Checkpoints, plans and whatever else lies there stay.
+Garbage is an attempt that no manifest names, a half-written file of a process that was killed, and,
+for units that are done, the copies of manifests taken back and the notes of failures. Checkpoints,
+plans and all other files stay, hidden ones too.
 """
 
 from __future__ import annotations
@@ -24,16 +25,20 @@ STAGE = re.compile("[a-z][a-z0-9_]*")
 KEY = re.compile("[0-9a-f]{32}")
 ATTEMPT = re.compile("attempt-[0-9a-f]{32}")
 RECORD = re.compile(r"[0-9a-f]{32}\.json")
+HALF_WRITTEN = re.compile(r"\.(.+\.|clock-)[0-9a-f]{32}")
+"""Files written aside by `Root.write_bytes` and `create_bytes`, and by `storage_time`."""
+CHECK = re.compile(r"\.diffmining-check-[0-9a-f]{32}")
+"""Folders of `storage check`."""
 
 
 @dataclass(frozen=True)
 class Garbage:
-    """A folder or file `rel` of the unit (stage, key) that can go.
+    """A folder or file `rel` that can go; stage and key of its unit, empty if it belongs to none.
 
     modified: when its newest file was written, in seconds since 1970 by the storage's clock.
     """
 
-    kind: Literal["attempt", "retracted manifest", "failure"]
+    kind: Literal["attempt", "retracted manifest", "failure", "half-written file", "storage check"]
     stage: str
     key: str
     rel: str
@@ -53,6 +58,7 @@ def find_garbage(root: Root, before: float) -> Iterator[Garbage]:
         yield from _older(_retracted(root, stage), before)
     for stage in _folders(root, "failures", STAGE):
         yield from _older(_failures(root, stage), before)
+    yield from _older(_half_written(root), before)
 
 
 def clear_garbage(root: Root, age: float, delete: bool) -> Iterator[tuple[Garbage, float]]:
@@ -72,7 +78,7 @@ def remove_garbage(root: Root, item: Garbage) -> bool:
 
     OSError if the storage takes the order and keeps the files.
     """
-    if not _is_garbage(root, item):
+    if item.stage and not _is_garbage(root, item):
         return False
     root.remove(item.rel)
     if root.exists(item.rel):
@@ -162,6 +168,39 @@ def _failures(root: Root, stage: str) -> Iterator[Garbage]:
         if RECORD.fullmatch(e.name) and key in done:
             rel = f"failures/{stage}/{e.name}"
             yield Garbage("failure", stage, key, rel, 1, e.bytes, e.modified)
+
+
+def _half_written(root: Root) -> Iterator[Garbage]:
+    """What a process that was killed has not finished writing, or has not removed again."""
+    for folder in _written_folders(root):
+        for e in root.entries(folder):
+            rel = f"{folder}/{e.name}" if folder else e.name
+            if HALF_WRITTEN.fullmatch(e.name) and not e.is_folder:
+                yield Garbage("half-written file", "", "", rel, 1, e.bytes, e.modified)
+            elif CHECK.fullmatch(e.name) and e.is_folder:
+                yield Garbage("storage check", "", "", rel, *_measured(root, rel, e.modified))
+
+
+def _written_folders(root: Root) -> Iterator[str]:
+    """The folders in which files are written aside first: on local disk only, else at the top."""
+    yield ""
+    if root.local("plans") is None:
+        return
+    yield "plans"
+    for kind in ("manifests", "failures"):
+        yield from (f"{kind}/{stage}" for stage in _folders(root, kind, STAGE))
+    yield from _tree(root, "nights")
+    for stage in _folders(root, "", STAGE):
+        for key in _folders(root, stage, KEY):
+            yield from _tree(root, f"{stage}/{key}/checkpoints")
+
+
+def _tree(root: Root, folder: str) -> Iterator[str]:
+    """A folder and all below it."""
+    yield folder
+    for entry in root.entries(folder):
+        if entry.is_folder:
+            yield from _tree(root, f"{folder}/{entry.name}")
 
 
 def _drop_empty_folders(root: Root, rel: str) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import platform
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,18 +20,20 @@ from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import BinaryIO, TypedDict
+from typing import Annotated, BinaryIO, Literal
 from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
 from diffmining_core.errors import InputError
 from diffmining_core.store.caches import cache_folder, filled_aside
-from diffmining_core.store.roots import BLOCK, Root, checked_name, explained
+from diffmining_core.store.roots import BLOCK, Entry, Root, checked_name, explained
 from diffmining_core.store.units import JSON, Unit, canonical_json
 
-MANIFEST_FORMAT = 1
+MANIFEST_FORMAT: Literal[1] = 1
 
 PUBLISH_TRIES = 5
 
@@ -46,13 +49,18 @@ class CorruptFileError(OSError):
         return self.message
 
 
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+@with_config(_STRICT)
 class FileRecord(TypedDict):
     """A stored file's length in bytes and the hex sha256 of its content."""
 
-    bytes: int
-    sha256: str
+    bytes: Annotated[int, Field(ge=0, lt=2**63)]
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
+@with_config(_STRICT)
 @dataclass(frozen=True)
 class Manifest:
     """The record of a finished unit.
@@ -69,12 +77,13 @@ class Manifest:
     parameters: Mapping[str, JSON]
     attempt: str
     files: Mapping[str, FileRecord]
-    counts: Mapping[str, int]
+    counts: Mapping[str, Annotated[int, Field(ge=-(2**63), lt=2**63)]]
     facts: Mapping[str, JSON]
     versions: Mapping[str, str]
     device: str
     seconds: float
     created: str
+    format: Literal[1] = MANIFEST_FORMAT
 
     @property
     def unit(self) -> str:
@@ -176,7 +185,7 @@ def _read_back(root: Root, unit: Unit, attempt: Attempt) -> None:
 def _publish(root: Root, manifest: Manifest) -> Manifest:
     """The winner's manifest: this one, or the one that was there first."""
     rel = _manifest_path(manifest.stage, manifest.key)
-    body = canonical_json({"format": MANIFEST_FORMAT, **asdict(manifest)})
+    body = canonical_json(asdict(manifest))
     for attempt in range(PUBLISH_TRIES):
         root.create_bytes(rel, body)
         # Also after a win: all makers then return the same value, as read from storage.
@@ -207,6 +216,11 @@ def retract(root: Root, stage: str, key: str) -> None:
         root.write_new(f"retracted/{stage}/{key}/{uuid4().hex}.json", root.read_bytes(rel))
     except FileNotFoundError:
         return
+    except IsADirectoryError as error:  # not ours, so not removed
+        raise InputError(
+            f"{root.url_of(rel)} is a folder, but a manifest belongs there; move it elsewhere and "
+            "run the same command again"
+        ) from error
     root.remove(rel)
     if root.exists(rel):  # S3's answer about several files at once hides a refusal
         raise InputError(
@@ -220,21 +234,28 @@ def stages(root: Root) -> list[str]:
     return [entry.name for entry in root.entries("manifests") if entry.is_folder]
 
 
-def published(root: Root, stage: str) -> set[str]:
-    """The keys of the stage's finished units, from one listing."""
+def manifest_entries(root: Root, stage: str) -> dict[str, Entry]:
+    """What is stored in place of each manifest of a stage, by key, from one listing."""
     return {
-        name.removesuffix(".json")
-        for name in root.names(f"manifests/{stage}")
-        if name.endswith(".json") and not name.startswith(".")
+        entry.name.removesuffix(".json"): entry
+        for entry in root.entries(f"manifests/{stage}")
+        if entry.name.endswith(".json") and not entry.name.startswith(".")
     }
 
 
+def published(root: Root, stage: str) -> set[str]:
+    """The keys of the stage's finished units, from one listing."""
+    return {key for key, entry in manifest_entries(root, stage).items() if not entry.is_folder}
+
+
 def read_manifest(root: Root, stage: str, key: str) -> Manifest | None:
-    """The manifest of a unit, None if it is not done."""
+    """The manifest of a unit, None if it is not done; CorruptFileError if it cannot be used."""
     try:
         return _manifest(root, stage, key, root.read_bytes(_manifest_path(stage, key)))
     except FileNotFoundError:
         return None
+    except IsADirectoryError as error:
+        raise unreadable_manifest(root, stage, key, "it is a folder: move it elsewhere") from error
 
 
 def finished(root: Root, stage: str, key: str) -> Manifest:
@@ -247,10 +268,14 @@ def finished(root: Root, stage: str, key: str) -> Manifest:
 def read_manifests(root: Root, stage: str, wanted: Iterable[str] | None = None) -> list[Manifest]:
     """The manifests of these units of a stage, or of all finished ones in the order of their keys.
 
-    Read at once where the storage allows it. FileNotFoundError if a wanted one is not there.
+    Read at once where the storage allows it. FileNotFoundError if a wanted one is not there,
+    CorruptFileError if one cannot be used.
     """
     keys = sorted(published(root, stage)) if wanted is None else list(wanted)
-    contents = root.read_all([_manifest_path(stage, key) for key in keys])
+    try:
+        contents = root.read_all([_manifest_path(stage, key) for key in keys])
+    except IsADirectoryError:
+        return [finished(root, stage, key) for key in keys]  # which names the one
     return [_manifest(root, stage, key, data) for key, data in zip(keys, contents, strict=True)]
 
 
@@ -258,22 +283,49 @@ def _manifest_path(stage: str, key: str) -> str:
     return f"manifests/{stage}/{key}.json"
 
 
+_stored_manifest = TypeAdapter(Manifest)
+
+
 def _manifest(root: Root, stage: str, key: str, data: bytes) -> Manifest:
+    """The manifest in `data`; CorruptFileError for anything else that may be stored there."""
     try:
-        content = json.loads(data)
-        if (found := content.pop("format", MANIFEST_FORMAT)) != MANIFEST_FORMAT:
-            raise ValueError(f"its format is {found}, not {MANIFEST_FORMAT}")
-        manifest = Manifest(**{**content, "inputs": tuple(content["inputs"])})
-        if manifest.unit != f"{stage}/{key}":
-            raise ValueError(f"it is that of {manifest.unit}")
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CorruptFileError(
-            f"{root.url_of(_manifest_path(stage, key))} is no manifest that this version can read "
-            f"({error}); {_REMEDY}",
-            stage,
-            key,
-        ) from error
+        manifest = _stored_manifest.validate_json(data)
+        _check_unit(manifest, stage, key)
+    except ValueError as error:
+        raise unreadable_manifest(root, stage, key, _fault(error)) from error
     return manifest
+
+
+def _check_unit(manifest: Manifest, stage: str, key: str) -> None:
+    """ValueError if it belongs to another unit, or names files outside its own attempt."""
+    unit = Unit(manifest.stage, manifest.algo, manifest.inputs, manifest.parameters)
+    if (manifest.stage, manifest.key) != (stage, key):
+        raise ValueError(f"it belongs to {manifest.unit!r}")
+    if unit.key != key:
+        raise ValueError(f"its algo, inputs and parameters belong to {unit.key}")
+    if not re.fullmatch(rf"{re.escape(manifest.unit)}/attempt-[0-9a-f]{{32}}", manifest.attempt):
+        raise ValueError(f"its attempt is {manifest.attempt!r}")
+    for name in manifest.files:
+        checked_name(name)
+    datetime.fromisoformat(manifest.created)
+
+
+def _fault(error: ValueError) -> str:
+    """The first thing that is wrong with a manifest, without the values that it holds."""
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_input=False, include_context=False, include_url=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where!r}: {first['msg']}" if where else first["msg"]
+
+
+def unreadable_manifest(root: Root, stage: str, key: str, fault: str) -> CorruptFileError:
+    """The error about a manifest that cannot be used."""
+    return CorruptFileError(
+        f"{root.url_of(_manifest_path(stage, key))} is not a valid manifest ({fault}); {_REMEDY}",
+        stage,
+        key,
+    )
 
 
 def verify(root: Root, manifest: Manifest) -> None:

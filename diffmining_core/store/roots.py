@@ -20,10 +20,12 @@ from typing import Any
 from uuid import uuid4
 
 import fsspec
+from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from diffmining_core.errors import InputError
+from diffmining_core.proxies import never_proxy_loopback
 from diffmining_core.store.media_types import media_type
 
 # fsspec's memory file system looks first and writes then; the lock makes these two one step.
@@ -34,6 +36,10 @@ BLOCK = 16 * 2**20
 
 _S3 = ("s3://", "s3a://")
 
+PROTOCOLS = {None, "file", "local", "memory", "s3", "s3a"}
+"""Of addresses that can keep results: a file can be created there only where there is none, so that
+of several runs exactly one publishes a unit. Other protocols lack that, or nobody has tried it."""
+
 S3_TRIES = 8
 """Of a request to S3. Where one in twenty fails, one in 25 billion is given up; a server that is
 gone is given up after 10 seconds, with reads after a minute and a half."""
@@ -42,6 +48,17 @@ REMOVE_TRIES = 20
 
 S3_TIMEOUT = 30
 """Seconds without a byte from S3 until a request counts as failed."""
+
+
+class NoConditionalCreateError(InputError):
+    """A server cannot create a file only where there is none, so that no unit can be published."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(
+            f"{url}: the server does not know how to create a file only where there is none (it "
+            "answers 501 to If-None-Match), which publishing a result needs; give a place on "
+            "another server"
+        )
 
 
 @dataclass(frozen=True)
@@ -81,6 +98,18 @@ class Root:
     def local(self, rel: str) -> Path | None:
         """The path of `rel` on this machine's disk, None for other kinds of root."""
         return Path(self.path_of(rel)) if isinstance(self.fs, LocalFileSystem) else None
+
+    @property
+    def name(self) -> str:
+        """What others may see of a root: the folder's name on a local disk, else the address."""
+        return Path(self.path).name if isinstance(self.fs, LocalFileSystem) else self.url
+
+    def holds(self, rel: str) -> bool:
+        """Whether `rel` is inside the root once all links are followed, and they end somewhere."""
+        if (path := self.local(rel)) is None:
+            return True
+        real = Path(os.path.realpath(path))
+        return real.is_relative_to(os.path.realpath(self.path)) and not real.is_symlink()
 
     def exists(self, rel: str) -> bool:
         """Whether there is a file or a folder `rel`."""
@@ -219,6 +248,8 @@ class Root:
             # 412: it exists. 409, still after several tries: others are writing it.
             if _s3_status(error) in (409, 412):
                 return False
+            if _s3_status(error) == 501:
+                raise NoConditionalCreateError(self.url) from error
             raise
         return True
 
@@ -234,6 +265,7 @@ def filesystem(url: str) -> tuple[Any, str]:
     if not url.startswith(_S3):
         fs, path = fsspec.url_to_fs(url, **options)
         return fs, path
+    never_proxy_loopback()
     asked = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
     # All tries are s3fs's: with botocore's inside each of them they would multiply.
     ours = {"read_timeout": S3_TIMEOUT, "retries": {"total_max_attempts": 1, "mode": "standard"}}
@@ -246,13 +278,19 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def open_root(url: str, create: bool = True) -> Root:
-    """The root at a local path or an fsspec URL (`memory://x`, `s3://bucket/prefix`).
+    """The root at a local path or an address (`memory://x`, `s3://bucket/prefix`).
 
     create: make it where it does not exist and check that it can be written; else it must exist.
     InputError where that fails. Buckets are never made.
     """
     if not url:
         raise InputError("the root has no name: give a local folder or an s3:// address")
+    protocol, _ = split_protocol(url)
+    if protocol not in PROTOCOLS:
+        raise InputError(
+            f"{protocol}:// cannot keep results, which need files that one of several runs alone "
+            "can create; give a local folder, or an address such as s3://bucket/prefix"
+        )
     if url.startswith(_S3) and "@" in url.split("/")[2]:
         raise InputError(
             "credentials do not belong into an address, which is recorded; set AWS_ACCESS_KEY_ID "
@@ -311,6 +349,9 @@ def _reason(error: Exception) -> str | None:
     code = error.errno if isinstance(error, OSError) else None
     if code in (errno.ENOSPC, errno.EDQUOT) or _s3_status(error) == 507:
         return _FULL
+    if _s3_status(error) == 501:
+        asked = getattr(error.__cause__, "operation_name", "a request")
+        return f"the server does not know {asked} (it answers 501); give a place on another server"
     if code == errno.EROFS:
         return "it is read-only; give a place that can be written"
     if _is_a(error, _NO_CREDENTIALS, "botocore"):

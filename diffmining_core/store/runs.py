@@ -1,15 +1,18 @@
 """What runs say of themselves at a root: whose it is, what was planned, what failed.
 
-`run.json` claims the root for one dataset. `plans/<stage>.json` has the units that the
-last run wanted, and `failures/<stage>/<key>.json` why one was not made; results depend on neither.
+`run.json` claims the root for one dataset, and tells the format of its results.
+`plans/<stage>.json` has the units that the last run wanted, and `failures/<stage>/<key>.json` why
+one was not made; results depend on neither.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+
+from pydantic import TypeAdapter
+from pydantic_core import from_json
 
 from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import published
@@ -17,7 +20,25 @@ from diffmining_core.store.roots import Root
 from diffmining_core.store.units import canonical_json
 
 RUN_FILE = "run.json"
-RUN_FORMAT = 1
+RUN_FORMAT = 2
+"""Of the results as this version stores them; raised where older ones could be misread."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """Whose results a root holds (a few names and values), and their format."""
+
+    identity: Mapping[str, str]
+    format: int
+
+
+@dataclass(frozen=True)
+class _Plan:
+    keys: frozenset[str]
+    planned: datetime
+
+
+_stored_plan = TypeAdapter(_Plan)
 
 
 def plan_stage(root: Root, stage: str, keys: Iterable[str]) -> None:
@@ -34,9 +55,9 @@ def planned(root: Root, stage: str) -> tuple[set[str], float] | None:
     None where no run has planned the stage, or what it wrote cannot be read.
     """
     try:
-        plan = json.loads(root.read_bytes(_plan_path(stage)))
-        return set(plan["keys"]), datetime.fromisoformat(plan["planned"]).timestamp()
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        plan = _stored_plan.validate_json(root.read_bytes(_plan_path(stage)))
+        return set(plan.keys), plan.planned.timestamp()
+    except (FileNotFoundError, IsADirectoryError, ValueError, OverflowError):
         return None
 
 
@@ -62,7 +83,8 @@ def note_failure(root: Root, stage: str, key: str, failure: Failure) -> None:
 
 def failures(root: Root, stage: str) -> dict[str, Failure]:
     """Why units of a stage that are still not done failed last, by key."""
-    noted = {name.removesuffix(".json") for name in root.names(f"failures/{stage}")}
+    entries = root.entries(f"failures/{stage}")
+    noted = {entry.name.removesuffix(".json") for entry in entries if not entry.is_folder}
     if not noted:
         return {}
     open_ones = sorted(key for key in noted - published(root, stage) if not key.startswith("."))
@@ -72,7 +94,7 @@ def failures(root: Root, stage: str) -> dict[str, Failure]:
 
 def _failure(record: bytes) -> Failure:
     try:
-        noted = json.loads(record)
+        noted = from_json(record)
         stage, _, key = str(noted.get("damaged", "")).partition("/")
         damaged = (stage, key) if stage and key else None
         return Failure(str(noted["reason"]), damaged, str(noted.get("time", "")))
@@ -92,29 +114,58 @@ def open_run(root: Root, identity: Mapping[str, str]) -> None:
     """Claim a fresh root for the run with this identity, or check that it is the same run's.
 
     identity: a few names and values, such as the dataset's folder, that must not mix at one root.
-    InputError if the root holds another run's results, or files that are no run's.
+    InputError if the root holds another run's results, those of another version, or files that are
+    no run's.
     """
-    stored = run_identity(root)
+    stored = read_run(root)
     if stored is None:
         _check_fresh(root)
-        root.create_bytes(RUN_FILE, canonical_json({"format": RUN_FORMAT, "identity": identity}))
-        stored = run_identity(root) or {}
-    _check_same_run(root, stored, identity)
+        record = RunRecord(identity, RUN_FORMAT)
+        root.create_bytes(RUN_FILE, canonical_json(asdict(record)))
+        stored = read_run(root) or record
+    check_current(root, stored)
+    _check_same_run(root, stored.identity, identity)
 
 
-def run_identity(root: Root) -> dict[str, str] | None:
-    """Whose run's root it is, None for a fresh one; InputError if this version cannot tell."""
+def read_run(root: Root) -> RunRecord | None:
+    """Whose root it is, None for a fresh one.
+
+    InputError for results of a newer version, and for a record that cannot be read.
+    """
     try:
-        content = json.loads(root.read_bytes(RUN_FILE))
-        if content["format"] == RUN_FORMAT:
-            return dict(content["identity"])
+        content = from_json(root.read_bytes(RUN_FILE))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, KeyError):
-        pass
+    except (IsADirectoryError, ValueError):
+        content = None
+    match content:
+        case {"format": int(found)} if found > RUN_FORMAT:
+            raise InputError(
+                f"{root.url} holds results of format {found}, which a newer diffmining stored; "
+                f"this version knows formats up to {RUN_FORMAT}: upgrade it, or give another root"
+            )
+        case {"format": int(found), "identity": dict(identity)} if found > 0 and all(
+            isinstance(value, str) for value in identity.values()
+        ):
+            return RunRecord(identity, found)
     raise InputError(
-        f"{root.url_of(RUN_FILE)} is of a format that this version does not know; give another "
-        "root, or use the version that wrote it"
+        f"{root.url_of(RUN_FILE)} cannot be read as the record of a run; restore it from a copy, "
+        "or give another root"
+    )
+
+
+def check_current(root: Root, run: RunRecord) -> None:
+    """InputError for results of an older version, which are only shown, never added to."""
+    if run.format < RUN_FORMAT:
+        raise InputError(older_format(root, run))
+
+
+def older_format(root: Root, run: RunRecord) -> str:
+    """What to do about results of an older version."""
+    return (
+        f"{root.url} holds results of format {run.format}, which an older diffmining stored; this "
+        f"version stores format {RUN_FORMAT} and leaves older results as they are: mine again into "
+        "a new root"
     )
 
 

@@ -13,9 +13,22 @@ from itertools import pairwise
 from typing import Literal
 
 from diffmining_core.errors import InputError
-from diffmining_core.store.ledger import CorruptFileError, Manifest, read_manifest, stages
+from diffmining_core.store.ledger import (
+    CorruptFileError,
+    Manifest,
+    manifest_entries,
+    read_manifest,
+    stages,
+)
 from diffmining_core.store.roots import Root, open_root
-from diffmining_core.store.runs import RUN_FILE, failures, planned, run_identity
+from diffmining_core.store.runs import (
+    RUN_FILE,
+    RunRecord,
+    check_current,
+    failures,
+    planned,
+    read_run,
+)
 
 STAGES = (
     "index",
@@ -95,15 +108,25 @@ class StageStatus:
     pace: Pace
 
 
-def run_root(url: str) -> tuple[Root, dict[str, str]]:
-    """The root of a run, and whose it is; InputError if there is none that this version knows."""
+def run_root(url: str) -> tuple[Root, RunRecord]:
+    """The root of a run to read, and whose it is; InputError if this version can read none there.
+
+    Results of older versions are shown too.
+    """
     root = open_root(url, create=False)
-    if (identity := run_identity(root)) is None:
+    if (run := read_run(root)) is None:
         raise InputError(
             f"{root.url} holds no run's results: it has no {RUN_FILE}; give the root that was "
             "given to `diffmining mine`"
         )
-    return root, identity
+    return root, run
+
+
+def current_root(url: str) -> Root:
+    """The root of a run to check or clean up; InputError also for results of older versions."""
+    root, run = run_root(url)
+    check_current(root, run)
+    return root
 
 
 def run_status(root: Root, now: float) -> list[StageStatus]:
@@ -143,11 +166,8 @@ def _stage_status(root: Root, stage: str, plan_time: float, now: float) -> Stage
 
 def _published_times(root: Root, stage: str) -> dict[str, float]:
     """When each unit was published, by key, from one listing."""
-    return {
-        entry.name.removesuffix(".json"): entry.modified
-        for entry in root.entries(f"manifests/{stage}")
-        if entry.name.endswith(".json") and not entry.name.startswith(".")
-    }
+    entries = manifest_entries(root, stage).items()
+    return {key: entry.modified for key, entry in entries if not entry.is_folder}
 
 
 def _pace(times: Iterable[float], plan_time: float | None, missing: int, now: float) -> Pace:

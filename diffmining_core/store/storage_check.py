@@ -21,7 +21,13 @@ from fsspec.implementations.local import LocalFileSystem
 
 from diffmining_core.errors import InputError
 from diffmining_core.store.clock import storage_time
-from diffmining_core.store.roots import Root, explained, filesystem, open_root
+from diffmining_core.store.roots import (
+    NoConditionalCreateError,
+    Root,
+    explained,
+    filesystem,
+    open_root,
+)
 
 WRITERS = 12
 RACES = 8
@@ -59,6 +65,8 @@ class Need:
         """Try it; a refusal is a finding too."""
         try:
             return Finding(self.name, True, self.tried(root, folder))
+        except NoConditionalCreateError as error:
+            return Finding(self.name, False, str(error))
         except (InputError, OSError) as error:
             return Finding(self.name, False, f"{error}: {self.otherwise}")
 

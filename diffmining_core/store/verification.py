@@ -13,15 +13,17 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import (
     CorruptFileError,
     FileRecord,
     Manifest,
-    published,
+    manifest_entries,
     read_manifest,
     stages,
+    unreadable_manifest,
 )
-from diffmining_core.store.roots import Root
+from diffmining_core.store.roots import Root, checked_name
 
 READERS = 8
 """Files read at a time, a block of each in memory."""
@@ -65,7 +67,11 @@ class Holdings:
 
 def holdings(root: Root) -> Holdings:
     """All that is published at the root, of all stages."""
-    units = [(stage, key) for stage in stages(root) for key in sorted(published(root, stage))]
+    units = [
+        (stage, key, entry.is_folder)
+        for stage in stages(root)
+        for key, entry in sorted(manifest_entries(root, stage).items())
+    ]
     files: list[StoredFile] = []
     damage: list[Damage] = []
     for found in _each(lambda unit: _read_manifest(root, *unit), units):
@@ -110,11 +116,20 @@ def _each(look: Callable[[Item], Found], items: Sequence[Item]) -> Iterator[Foun
         pool.shutdown(cancel_futures=True)
 
 
-def _read_manifest(root: Root, stage: str, key: str) -> Manifest | Damage | None:
+def _read_manifest(
+    root: Root, stage: str, key: str, is_folder: bool = False
+) -> Manifest | Damage | None:
     try:
+        checked_name(f"{stage}/{key}")
+        if is_folder:
+            raise unreadable_manifest(root, stage, key, "it is a folder: move it elsewhere")
         return read_manifest(root, stage, key)
-    except CorruptFileError as error:
+    except (CorruptFileError, ValueError) as error:
         return Damage(stage, key, str(error))
+    except (InputError, OSError) as error:
+        if root.local(f"manifests/{stage}") is None:
+            raise  # a server, of which nothing more can be read
+        return Damage(stage, key, f"manifests/{stage}/{key}.json cannot be read ({error})")
 
 
 def _damage(root: Root, file: StoredFile, advance: Callable[[int], None]) -> Damage | None:
@@ -145,7 +160,9 @@ def _fault(root: Root, file: StoredFile, advance: Callable[[int], None]) -> str 
         raise  # nothing more can be read
     except FileNotFoundError:
         return f"{root.url_of(file.rel)} is missing"
-    except OSError as error:
+    except (InputError, OSError) as error:
+        if isinstance(error, InputError) and root.local(file.rel) is None:
+            raise  # of the server, which says the same about every file
         return f"{root.url_of(file.rel)} cannot be read ({error})"
     finally:
         advance(left)

@@ -131,6 +131,69 @@ def test_an_attempt_that_is_not_published_is_not_served(tmp_path: Path) -> None:
     assert client(url).get(f"/{folder}/index.html").status_code == 404
 
 
+def test_no_link_leads_out_of_the_root(tmp_path: Path) -> None:
+    url = str(tmp_path / "root")
+    begin(url, tmp_path)
+    folder = make_page(url)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    for name in ("secret.html", "index.html", "site.css"):
+        (outside / name).write_text("secret")
+    nights = Path(url, "nights")
+    nights.mkdir()
+    (nights / "index.html").write_text("nights")
+    (nights / "inside.html").symlink_to("index.html")
+    (nights / "out.html").symlink_to(outside / "secret.html")
+    (nights / "folder").symlink_to(outside)
+    (nights / "loop.html").symlink_to("loop.html")
+    Path(url, "pages.html").symlink_to("../outside/secret.html")
+    Path(url, "index.html").unlink()
+    Path(url, "index.html").symlink_to(outside / "secret.html")
+    style = Path(url, folder, "static", "site.css")
+    (outside / "site.css").write_bytes(style.read_bytes())  # whose digest is the one expected
+    style.unlink()
+    style.symlink_to(outside / "site.css")
+    (tmp_path / "led").symlink_to(url)
+    for browser in (client(url), client(str(tmp_path / "led"))):
+        assert browser.get("/nights/inside.html").text == "nights"
+        for path in ("/nights/out.html", "/nights/folder/secret.html", "/nights/folder/",
+                     "/nights/loop.html", "/pages.html", "/index.html",
+                     f"/{folder}/static/site.css"):  # fmt: skip
+            assert browser.get(path).status_code == 404, path
+        assert "The gallery comes when the run is done" in browser.get("/").text
+        assert 'data-gallery="no"' in browser.get("/status").text
+
+
+def test_no_answer_and_no_line_of_the_terminal_has_a_full_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = str(tmp_path / "root")
+    begin(url, tmp_path)
+    folder = make_page(url)
+    note_failure(open_root(url), "typicality", "0" * 32, Failure(f"{tmp_path}/photos/a.jpg: bad"))
+    Path(url, folder, "static", "site.css").write_text("other")
+    browser = client(url)
+    answers = [
+        browser.get(path)
+        for path in ("/", "/status", "/status.json", f"/{folder}/static/site.css", "/nothing")
+    ]
+    assert "a.jpg: bad" in answers[1].text
+    assert answers[2].json()["root"] == "root"
+
+    def broken(root: Root, now: float) -> list[object]:
+        raise LookupError(f"{tmp_path}/root/plans")
+
+    monkeypatch.setattr(serving, "run_status", broken)
+    answers.append(client(url).get("/status"))
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 503, 404, 500]
+    for answer in answers:
+        assert str(tmp_path) not in answer.text
+    assert len(caplog.messages) == 2
+    assert "site.css is corrupt" in caplog.messages[0]
+    assert caplog.messages[1] == "'/status' cannot be answered: LookupError('plans')"
+    assert str(tmp_path) not in caplog.text
+
+
 def test_every_answer_has_the_strict_headers(served: tuple[str, str]) -> None:
     browser = client(served[0])
     for path in ("/", "/status", "/status.json", "/static/site.css", "/nothing", "/summary.json"):
@@ -277,7 +340,8 @@ def test_the_command_prints_its_address_and_ends_quietly(served: tuple[str, str]
         text=True,
     )
     assert process.stdout is not None
-    address = re.search(r"at (http://127\.0\.0\.1:\d+/) ", process.stdout.readline())
+    line = process.stdout.readline()
+    address = re.fullmatch(r"Serving root at (http://127\.0\.0\.1:\d+/) \(Ctrl-C.*\n", line)
     assert address is not None
     assert httpx.get(address[1]).status_code == 200
     process.send_signal(signal.SIGINT)

@@ -10,9 +10,10 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from diffmining_core.errors import InputError
+from diffmining_core.store import roots
 from diffmining_core.store.ledger import Attempt, complete, published, retract
 from diffmining_core.store.roots import Root, open_root
-from diffmining_core.store.runs import Failure, note_failure, open_run, plan_stage
+from diffmining_core.store.runs import RUN_FORMAT, Failure, note_failure, open_run, plan_stage
 from diffmining_core.store.status import run_status
 from diffmining_core.store.units import Unit
 from flows import upkeep
@@ -127,6 +128,43 @@ def test_a_folder_that_is_no_runs_root_is_left_alone(tmp_path: Path) -> None:
     assert attempt.exists()
 
 
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (RUN_FORMAT + 1, "a newer diffmining stored.*upgrade it, or give another root"),
+        (RUN_FORMAT - 1, "an older diffmining stored.*mine again into a new root"),
+    ],
+)
+def test_results_of_other_versions_are_not_touched(opened: Root, found: int, says: str) -> None:
+    record = {"format": found, "identity": {"dataset": "/data/streets"}}
+    opened.write_bytes("run.json", json.dumps(record).encode())
+    retract(opened, "typicality", UNITS[0].key)
+    before = sorted((path, path.stat().st_mtime_ns) for path in Path(opened.url).rglob("*"))
+    with pytest.raises(InputError, match=says):
+        upkeep.verify(opened.url)
+    with pytest.raises(InputError, match=says):
+        upkeep.gc(opened.url, older_than="0s", delete=True)
+    assert before == sorted((path, path.stat().st_mtime_ns) for path in Path(opened.url).rglob("*"))
+
+
+def test_the_status_of_an_older_version_is_shown(opened: Root, capsys: Output) -> None:
+    opened.write_bytes("run.json", b'{"format": 1, "identity": {"dataset": "/data/streets"}}')
+    upkeep.status(opened.url)
+    assert "dataset: /data/streets" in capsys.readouterr().out
+
+
+def test_gc_names_half_written_files(opened: Root, capsys: Output) -> None:
+    left = Path(opened.url, "plans", f".typicality.json.{'1' * 32}")
+    left.write_bytes(b"half")
+    Path(opened.url, ".DS_Store").write_bytes(b"")
+    upkeep.gc(opened.url, older_than="0s", delete=True)
+    said = capsys.readouterr().out
+    assert f"removed plans/{left.name}: half-written file, 1 files, 4.00B, " in said
+    assert said.endswith("1 leftovers older than 0s in 1 files, 4.00B removed.\n")
+    assert not left.exists()
+    assert Path(opened.url, ".DS_Store").exists()
+
+
 def test_check_says_for_each_need_whether_it_holds(tmp_path: Path, capsys: Output) -> None:
     upkeep.check(str(tmp_path))
     said = capsys.readouterr().out
@@ -148,8 +186,11 @@ class LastWriterWins(MemoryFileSystem):  # type: ignore[misc]  # fsspec ships no
         super().pipe_file(path, value, **options)
 
 
-def test_check_of_a_place_that_lacks_something_ends_with_1(capsys: Output) -> None:
+def test_check_of_a_place_that_lacks_something_ends_with_1(
+    capsys: Output, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fsspec.register_implementation("last", LastWriterWins, clobber=True)
+    monkeypatch.setattr(roots, "PROTOCOLS", {*roots.PROTOCOLS, "last"})
     with pytest.raises(SystemExit) as ended:
         upkeep.check("last://place")
     assert ended.value.code == 1

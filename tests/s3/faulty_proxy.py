@@ -19,6 +19,7 @@ ERRORS = {
     "500": (500, "InternalError"),
     "503": (503, "SlowDown"),
     "409": (409, "ConditionalRequestConflict"),
+    "501": (501, "NotImplemented"),
     "forgotten": (404, "NoSuchUpload"),
 }
 """Faults that are the server's answer: status and code."""
@@ -34,7 +35,7 @@ class FaultyProxy:
     "held": no answer for `hold` seconds.
     "cut": half of the body comes, with the whole one's length.
     "short": half of the body comes, with its own length.
-    "409": conditional PUTs are refused; other requests are not.
+    "409", "501": conditional PUTs are refused; other requests are not.
 
     With `refusal` set to a status and a code, that is the answer to all. only: a regular
     expression; requests whose "METHOD path" it does not find are left alone. The draws follow from
@@ -82,7 +83,7 @@ class FaultyProxy:
                     kind = name
                     break
                 drawn -= rate
-            if kind == "409" and not conditional:
+            if kind in ("409", "501") and not conditional:
                 kind = None
             if kind:
                 self.faults[kind] += 1

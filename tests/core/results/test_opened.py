@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
+from hashlib import sha256
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,9 +18,11 @@ from small_run import CELL, HOSTILE, LABELS, PATCH, PER_LABEL, PLANTED, SIZE
 from diffmining_core.errors import InputError
 from diffmining_core.patches.scoring import image_typicality
 from diffmining_core.results.opened import MinedResults, open_results
-from diffmining_core.store.ledger import finished
+from diffmining_core.store.ledger import finished, read_manifest
 from diffmining_core.store.maps import mapped_pairs, read_maps
 from diffmining_core.store.roots import open_root
+from diffmining_core.store.runs import RUN_FORMAT
+from diffmining_core.store.units import canonical_json
 
 
 def test_tables_go_to_pandas_and_polars(results: MinedResults) -> None:
@@ -134,6 +138,10 @@ def test_a_place_without_a_finished_page_is_refused(tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text('{"report": "0123"}')
     with pytest.raises(InputError, match="no finished page"):
         open_results(str(tmp_path))
+    for damaged in (b"[" * 100_000, b"\xff", b"[]", b'{"report": 1}'):
+        (tmp_path / "summary.json").write_bytes(damaged)
+        with pytest.raises(InputError, match="no finished page"):
+            open_results(str(tmp_path))
 
 
 def test_a_page_of_an_older_version_has_no_table_of_images(
@@ -146,6 +154,28 @@ def test_a_page_of_an_older_version_has_no_table_of_images(
     assert opened.images().num_rows == 2 * PER_LABEL
     with pytest.raises(InputError, match=r"no table images .*run the same `diffmining mine` again"):
         open_results(str(root)).images()
+
+
+def test_results_of_an_older_version_are_read_where_that_is_possible(
+    results: MinedResults, mined_folder: Path, tmp_path: Path
+) -> None:
+    root = shutil.copytree(mined_folder / "mined", tmp_path / "mined")
+    older = {"format": RUN_FORMAT - 1, "identity": {"dataset": "/data"}}
+    (root / "run.json").write_text(json.dumps(older))
+    assert open_results(str(root)).patches().equals(results.patches())
+    manifest = read_manifest(open_root(str(root)), "report", results._report.key)
+    assert manifest is not None
+    body = b'{"layout": "another"}'
+    (root / manifest.attempt / "results.json").write_bytes(body)
+    record = {"bytes": len(body), "sha256": sha256(body).hexdigest()}
+    stored = {**asdict(manifest), "files": {**manifest.files, "results.json": record}}
+    place = root / "manifests" / "report" / f"{manifest.key}.json"
+    place.write_bytes(canonical_json(stored))
+    with pytest.raises(InputError, match=r"an older diffmining stored.*mine again into a new root"):
+        open_results(str(root))
+    (root / "run.json").write_text(json.dumps({**older, "format": RUN_FORMAT + 1}))
+    with pytest.raises(InputError, match="a newer diffmining stored"):
+        open_results(str(root))
 
 
 def test_hostile_labels_are_labels_like_others(hostile: MinedResults) -> None:

@@ -93,7 +93,19 @@ def test_a_damaged_one_is_passed_over(
 
 
 @pytest.mark.parametrize(
-    "marker", [b"{", b"[]", b"[1]", b"{}", b'["a"]', b'"a"', b"\xff", b'{"../out": "0"}', b"null"]
+    "marker",
+    [
+        b"{",
+        b"[]",
+        b"[1]",
+        b"{}",
+        b'["a"]',
+        b'"a"',
+        b"\xff",
+        b'{"../out": "0"}',
+        b"null",
+        b"[" * 100_000,
+    ],
 )
 def test_one_whose_record_is_garbage_is_passed_over(
     checkpoints: RootCheckpoints, tmp_path: Path, marker: bytes

@@ -125,6 +125,60 @@ def test_all_else_stays(root: Root) -> None:
     assert rels(root) == set()
 
 
+def test_half_written_files_can_go_and_nothing_else_that_is_hidden(tmp_path: Path) -> None:
+    root = open_root(str(tmp_path))
+    complete(root, UNIT, produce)
+    aside = uuid4().hex
+    left = {
+        f".index.html.{aside}",
+        f".run.json.{aside}",
+        f".clock-{aside}",
+        f"plans/.typicality.json.{aside}",
+        f"manifests/typicality/.{UNIT.key}.json.{aside}",
+        f"failures/typicality/.{UNIT.key}.json.{aside}",
+        f"nights/.index.html.{aside}",
+        f"nights/2026-11-21/.message.json.{aside}",
+        f"{UNDONE.stage}/{UNDONE.key}/checkpoints/.step-000000002-{aside}.json.{aside}",
+        f"{UNDONE.stage}/{UNDONE.key}/checkpoints/snapshots/.step-1.json.{aside}",
+    }
+    kept = {
+        ".DS_Store",
+        ".nfs000000000000000100000001",
+        f".{aside}",
+        f".notes.{aside}.txt",
+        f".index.html.{aside[1:]}",
+        "nights/.DS_Store",
+        "manifests/typicality/._a.json",
+        f"my files/.a.{aside}",
+    }
+    for rel in left | kept:
+        root.write_new(rel, b"123")
+    root.write_new(f".diffmining-check-{aside}/first", b"first")
+    (tmp_path / f".photos.{aside}").mkdir()
+    found = {item.rel: item for item in all_garbage(root)}
+    assert found.keys() == left | {f".diffmining-check-{aside}"}
+    assert {(found[rel].kind, found[rel].files, found[rel].bytes) for rel in left} == {
+        ("half-written file", 1, 3)
+    }
+    check = found[f".diffmining-check-{aside}"]
+    assert (check.kind, check.files, check.bytes) == ("storage check", 1, 5)
+    assert list(find_garbage(root, time.time() - 3600)) == []
+    assert all(remove_garbage(root, item) for item in found.values())
+    assert rels(root) == set()
+    assert all(root.exists(rel) for rel in kept)
+    assert (tmp_path / f".photos.{aside}").is_dir()
+
+
+def test_what_a_check_of_the_storage_left_can_go_everywhere(root: Root) -> None:
+    root.write_new(f".diffmining-check-{'1' * 32}/first", b"first")
+    root.write_new(f".clock-{'1' * 32}", b"tick")
+    root.write_new(".diffmining-check-of-mine/a", b"1")
+    found = all_garbage(root)
+    assert {item.kind for item in found} == {"half-written file", "storage check"}
+    assert all(remove_garbage(root, item) for item in found)
+    assert root.names() == [".diffmining-check-of-mine"]
+
+
 def test_an_attempt_published_after_it_was_listed_stays(root: Root) -> None:
     produced: list[str] = []
 

@@ -267,7 +267,9 @@ def test_a_manifest_that_cannot_be_read_is_named(root: Root, body: bytes) -> Non
         lambda: read_manifests(root, "patches"),
         lambda: complete(root, UNIT, never),
     ):
-        with pytest.raises(CorruptFileError, match=rf"{UNIT.key}.json is no manifest") as caught:
+        with pytest.raises(
+            CorruptFileError, match=rf"{UNIT.key}.json is not a valid manifest"
+        ) as caught:
             read()
         assert (caught.value.stage, caught.value.key) == ("patches", UNIT.key)
 
@@ -276,7 +278,7 @@ def test_a_manifest_of_another_unit_is_none_of_this_one(root: Root) -> None:
     complete(root, UNIT, produce)
     body = root.read_bytes(f"manifests/patches/{UNIT.key}.json")
     root.write_new(f"manifests/patches/{'0' * 32}.json", body)
-    with pytest.raises(CorruptFileError, match=f"it is that of patches/{UNIT.key}"):
+    with pytest.raises(CorruptFileError, match=f"it belongs to 'patches/{UNIT.key}'"):
         read_manifest(root, "patches", "0" * 32)
 
 
@@ -292,6 +294,23 @@ def test_a_unit_taken_back_is_made_again_beside_what_was_there(root: Root) -> No
     assert second.attempt != first.attempt
     assert second.files == first.files
     verify(root, first)
+
+
+def test_a_folder_in_the_place_of_a_manifest_is_for_the_user_to_move(tmp_path: Path) -> None:
+    root = open_root(str(tmp_path))
+    place = tmp_path / f"manifests/patches/{UNIT.key}.json"
+    place.mkdir(parents=True)
+    assert published(root, "patches") == set()
+    for read in (
+        lambda: read_manifest(root, "patches", UNIT.key),
+        lambda: read_manifests(root, "patches", [UNIT.key]),
+        lambda: complete(root, UNIT, never),
+    ):
+        with pytest.raises(CorruptFileError, match="it is a folder: move it elsewhere"):
+            read()
+    with pytest.raises(InputError, match="is a folder, but a manifest belongs there; move it"):
+        retract(root, "patches", UNIT.key)
+    assert place.is_dir()
 
 
 def test_a_file_cut_short_on_the_way_once_is_read_again(

@@ -7,18 +7,21 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from urllib.request import urlopen
 from uuid import uuid4
 
 import fsspec
 import pytest
-from s3_servers import S3Server
+from faulty_proxy import FaultyProxy
+from s3_servers import S3Server, moto_server
 
 from diffmining_core.errors import InputError
 from diffmining_core.store import roots
 from diffmining_core.store.ledger import Attempt, complete, published, verify
 from diffmining_core.store.roots import Root, filesystem, open_root
+from diffmining_core.store.storage_check import check_storage
 from diffmining_core.store.units import Unit
 
 THREADS = 12
@@ -181,7 +184,7 @@ def _read_only(tmp_path: Path) -> str:
             "cannot be written",
             marks=pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc"),
         ),
-        (lambda _: "nosuch://a/b", "is not understood"),
+        (lambda _: "photos::mined", "is not understood"),
         (lambda _: "", "has no name"),
         (lambda _: "memory://", "names no place"),
     ],
@@ -284,6 +287,48 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(scheme: str) -> 
     with pytest.raises(InputError, match="credentials do not belong into an address") as caught:
         open_root(f"{scheme}://AKEY:password@bucket/x")
     assert "password" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://127.0.0.1:9/results", "https://example.org/results", "github://org:repo@/mined",
+        "zip://mined::file:///tmp/a.zip", "simplecache::s3://bucket/mined", "ftp://host/mined",
+        "data:text/plain,mined", "gs://bucket/mined", "abfs://container/mined", "hf://datasets/a/b",
+        "dir://mined", "nosuch://a/b",
+    ],
+)  # fmt: skip
+def test_protocols_that_cannot_keep_results_are_refused(url: str) -> None:
+    for create in (True, False):
+        with pytest.raises(InputError) as caught:
+            open_root(url, create=create)
+        protocol = url.split(":/")[0].removesuffix(":text/plain,mined")
+        assert str(caught.value) == (
+            f"{protocol}:// cannot keep results, which need files that one of several runs alone "
+            "can create; give a local folder, or an address such as s3://bucket/prefix"
+        )
+
+
+def test_a_server_without_conditional_writes_is_named() -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(moto_server())
+        server.make_bucket("unconditional")
+        endpoint = server.environment["AWS_ENDPOINT_URL"]
+        proxy = stack.enter_context(FaultyProxy(endpoint, {"501": 1.0}))
+        with server.with_changes(AWS_ENDPOINT_URL=proxy.endpoint).used():
+            root = open_root("s3://unconditional/mined")
+            root.write_bytes("plans/a.json", b"{}")
+            with pytest.raises(InputError) as caught:
+                root.create_bytes("run.json", b"{}")
+            findings = {one.name: one for one in check_storage("s3://unconditional/mined")}
+    sentence = (
+        "s3://unconditional/mined: the server does not know how to create a file only where there "
+        "is none (it answers 501 to If-None-Match), which publishing a result needs; give a place "
+        "on another server"
+    )
+    assert str(caught.value) == sentence
+    assert [name for name, one in findings.items() if not one.holds] == ["Conditional create"]
+    assert findings["Conditional create"].sentence == sentence
 
 
 READ_ONLY = {

@@ -10,14 +10,17 @@ from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import Attempt, complete
 from diffmining_core.store.roots import Root
 from diffmining_core.store.runs import (
+    RUN_FORMAT,
     Failure,
+    RunRecord,
     failures,
     note_failure,
     open_run,
     plan_stage,
     planned,
+    read_run,
 )
-from diffmining_core.store.units import Unit
+from diffmining_core.store.units import Unit, canonical_json
 
 THREADS = 12
 
@@ -39,7 +42,19 @@ def test_the_last_plan_of_a_stage_counts(root: Root) -> None:
     assert planned(root, "typicality") is None
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"keys": 1, "planned": "x"}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"[" * 100_000,
+        b"\xff",
+        b'{"keys": 1, "planned": "x"}',
+        b'{"keys": [1, "a"], "planned": "2026-11-21T02:00:00+00:00"}',
+        b'{"keys": ["a"], "planned": "0001-01-01T00:00:00"}',
+        b'{"keys": ["a"], "planned": 1e999}',
+    ],
+)
 def test_a_plan_that_cannot_be_read_is_none(root: Root, body: bytes) -> None:
     root.write_bytes("plans/patches.json", body)
     assert planned(root, "patches") is None
@@ -58,6 +73,15 @@ def test_a_failure_counts_until_its_unit_is_done(root: Root) -> None:
     assert found["0" * 32].noted > "2026"
     complete(root, UNIT, produce)
     assert failures(root, "patches").keys() == {"0" * 32}
+
+
+def test_a_note_that_cannot_be_read_is_no_obstacle(root: Root) -> None:
+    root.write_new("failures/patches/a.json", b"[" * 100_000)
+    root.write_new("failures/patches/b.json/inner", b"a folder")
+    found = failures(root, "patches")
+    assert {key: one.reason for key, one in found.items()} == {
+        "a": "the note of the reason cannot be read"
+    }
 
 
 def test_a_root_belongs_to_one_run(root: Root) -> None:
@@ -85,13 +109,48 @@ def test_a_place_with_other_files_is_no_root(root: Root) -> None:
     open_run(root, {"dataset": "a"})
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b'{"name": "npm"}', b'{"format":99,"identity":{}}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"[]",
+        b"[" * 100_000,
+        b"\xff\xfe",
+        b'{"name": "npm"}',
+        b'{"format": "2", "identity": {}}',
+        b'{"format": 0, "identity": {}}',
+        b'{"format": 2, "identity": []}',
+        b'{"format": 2, "identity": {"dataset": 1}}',
+    ],
+)
 def test_a_strange_run_file_is_named(root: Root, body: bytes) -> None:
     root.write_new("run.json", body)
-    with pytest.raises(
-        InputError, match=r"run.json is of a format that this version does not know"
-    ):
+    with pytest.raises(InputError, match=r"run.json cannot be read as the record of a run"):
         open_run(root, {})
+
+
+def test_results_of_a_newer_version_are_refused_by_name(root: Root) -> None:
+    root.write_new("run.json", canonical_json({"format": 99, "dataset": ["another layout"]}))
+    with pytest.raises(InputError) as caught:
+        open_run(root, {"dataset": "a"})
+    assert str(caught.value) == (
+        f"{root.url} holds results of format 99, which a newer diffmining stored; this version "
+        f"knows formats up to {RUN_FORMAT}: upgrade it, or give another root"
+    )
+    with pytest.raises(InputError, match="a newer diffmining stored"):
+        read_run(root)
+
+
+def test_results_of_an_older_version_are_read_and_not_added_to(root: Root) -> None:
+    record = {"format": RUN_FORMAT - 1, "identity": {"dataset": "a"}}
+    root.write_new("run.json", canonical_json(record))
+    assert read_run(root) == RunRecord({"dataset": "a"}, RUN_FORMAT - 1)
+    with pytest.raises(InputError) as caught:
+        open_run(root, {"dataset": "a"})
+    assert str(caught.value) == (
+        f"{root.url} holds results of format 1, which an older diffmining stored; this version "
+        "stores format 2 and leaves older results as they are: mine again into a new root"
+    )
 
 
 def test_of_twelve_runs_one_claims_the_root(root: Root) -> None:

@@ -9,8 +9,15 @@ import pytest
 from diffmining_core.errors import InputError
 from diffmining_core.store.ledger import Attempt, complete
 from diffmining_core.store.roots import Root, open_root
-from diffmining_core.store.runs import Failure, note_failure, open_run, plan_stage
-from diffmining_core.store.status import StageStatus, run_root, run_status
+from diffmining_core.store.runs import (
+    RUN_FORMAT,
+    Failure,
+    RunRecord,
+    note_failure,
+    open_run,
+    plan_stage,
+)
+from diffmining_core.store.status import StageStatus, current_root, run_root, run_status
 from diffmining_core.store.units import Unit
 
 PLANNED = 1_000_000.0
@@ -168,8 +175,16 @@ def test_a_runs_root_is_known_by_its_file(root: Root, url: str) -> None:
     root.remove("photo.jpg")
     identity = {"dataset": "s3://a/b", "model": "tiny"}
     open_run(root, identity)
-    assert run_root(url) == (root, identity)
+    assert run_root(url) == (root, RunRecord(identity, RUN_FORMAT))
+    assert current_root(url) == root
     for body in (b"{", b"[]", b'{"format": 99, "identity": {}}'):
         root.write_bytes("run.json", body)
-        with pytest.raises(InputError, match="of a format that this version does not know"):
+        with pytest.raises(InputError, match=r"cannot be read as the record|a newer diffmining"):
             run_root(url)
+
+
+def test_a_root_of_an_older_version_is_shown_and_not_cleaned_up(root: Root, url: str) -> None:
+    root.write_new("run.json", b'{"format": 1, "identity": {"dataset": "a"}}')
+    assert run_root(url) == (root, RunRecord({"dataset": "a"}, 1))
+    with pytest.raises(InputError, match=r"an older diffmining stored.*mine again into a new root"):
+        current_root(url)

@@ -11,6 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from s3_servers import S3Server
 
 from diffmining_core.errors import InputError
+from diffmining_core.store import roots
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.storage_check import Finding, check_storage
 
@@ -139,6 +140,7 @@ def test_what_a_weaker_storage_lacks_is_named(
     monkeypatch: pytest.MonkeyPatch, kind: type[Weak], name: str, says: str
 ) -> None:
     fsspec.register_implementation("weak", kind, clobber=True)
+    monkeypatch.setattr(roots, "PROTOCOLS", {*roots.PROTOCOLS, "weak"})
     monkeypatch.setattr(kind, "_cache", {})
     findings = found(f"weak://{uuid4().hex}")
     assert not findings[name].holds

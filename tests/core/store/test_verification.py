@@ -57,7 +57,37 @@ def test_what_is_damaged_is_named_with_its_unit(root: Root, done: list[Manifest]
     assert f"{url}: expected 256 bytes with sha256 {sha256}, got 256 bytes" in found[flipped.unit]
     assert found[missing.unit] == f"{root.url_of(f'{missing.attempt}/empty')} is missing"
     assert "got 100 bytes" in found[short.unit]
-    assert "is no manifest that this version can read" in found[unread.unit]
+    assert "is not a valid manifest" in found[unread.unit]
+
+
+def test_every_manifest_beyond_reading_is_named_and_the_others_are_read(tmp_path: Path) -> None:
+    root = open_root(str(tmp_path))
+    good = complete(root, UNITS[0], produce)
+    (tmp_path / good.attempt / "empty").write_bytes(b"x")
+    place = tmp_path / "manifests/index"
+    (place / f"{'1' * 32}.json").mkdir()
+    (place / f"{'2' * 32}.json").write_bytes(b"[" * 100_000)
+    (place / f"{'3' * 32}.json").write_bytes(b"\xff\xfe")
+    (place / f"{'4' * 32}.json").symlink_to(f"{'4' * 32}.json")  # which leads to itself
+    (place / "back\\slash.json").write_bytes(b"{}")
+    (place / f"{UNITS[0].key} (1).json").write_bytes((place / f"{UNITS[0].key}.json").read_bytes())
+    (place / ".DS_Store").write_bytes(b"")
+    held = holdings(root)
+    assert [one.key for one in held.damage] == sorted(
+        ["1" * 32, "2" * 32, "3" * 32, "4" * 32, "back\\slash", f"{UNITS[0].key} (1)"]
+    )
+    sentences = {one.key: one.sentence for one in held.damage}
+    assert "is not a valid manifest (it is a folder: move it elsewhere)" in sentences["1" * 32]
+    assert "recursion limit exceeded" in sentences["2" * 32]
+    assert f"belongs to 'index/{UNITS[0].key}'" in sentences[f"{UNITS[0].key} (1)"]
+    (found,) = damaged_files(root, held.files, lambda _: None)
+    assert found.key == UNITS[0].key
+
+
+def test_a_folder_in_the_place_of_a_manifest_is_named_on_every_storage(root: Root) -> None:
+    root.write_new(f"manifests/index/{'1' * 32}.json/inner", b"1")
+    (found,) = damaged(root)
+    assert "it is a folder" in found.sentence
 
 
 def test_progress_reaches_the_end_whatever_is_damaged(root: Root, done: list[Manifest]) -> None:
