@@ -328,9 +328,12 @@ def test_what_is_no_lora_is_refused(base: Path, tmp_path: Path, key: str, senten
     refused(base, tmp_path / "model.safetensors", sentence)
 
 
-def test_a_file_that_is_cut_off_is_refused(base: Path, tmp_path: Path) -> None:
-    (tmp_path / "cut.safetensors").write_bytes(b"1234")
-    refused(base, tmp_path / "cut.safetensors", "cannot be read")
+def test_a_file_that_is_cut_off_or_a_pickle_is_refused(base: Path, tmp_path: Path) -> None:
+    path = tmp_path / "lora.safetensors"
+    path.write_bytes(b"1234")
+    refused(base, path, "cannot be read")
+    torch.save({"unet.a.lora_A.weight": torch.zeros(1)}, path)  # which diffusers reads by itself
+    refused(base, path, "cannot be read")
 
 
 def test_alphas_among_diffusers_keys_are_not_dropped(
