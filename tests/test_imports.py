@@ -16,7 +16,18 @@ LAYERS = ("diffmining_core", "tasks", "flows", "deployments")
 
 MODEL_ROOMS = ("models", "finetuning", "typicality", "features", "baselines")
 NOT_ON_A_GPU_MACHINE = (
-    *("dask", "distributed", "pandas", "prefect", "pyarrow", "s3fs", "scipy", "skimage", "sklearn"),
+    *(
+        "dask",
+        "distributed",
+        "pandas",
+        "pi_heif",
+        "prefect",
+        "pyarrow",
+        "s3fs",
+        "scipy",
+        "skimage",
+        "sklearn",
+    ),
     *("tensorboard", "umap", "zarr"),
 )
 """What a machine may lack that has torch, diffusers, transformers, peft and what these need."""

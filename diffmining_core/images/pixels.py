@@ -14,11 +14,11 @@ import hashlib
 import io
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from pi_heif import register_heif_opener
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from diffmining_core.errors import ImageError
@@ -292,4 +292,7 @@ def _format_of(data: bytes) -> str | None:
     return None
 
 
-register_heif_opener()
+with suppress(ImportError):  # a machine that only runs models may lack it; HEIC is set aside there
+    from pi_heif import register_heif_opener
+
+    register_heif_opener()
