@@ -119,9 +119,7 @@ class Batches:
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Posterior mean and std [channels, h, w] of an image's square; None if it is unusable.
 
-        Images that need no crop are encoded once and kept. Each goes through the VAE alone: the
-        batch's size would show in the last bits, and a resumed run, whose cache is empty, would
-        leave the undisturbed one's path.
+        Images that need no crop are encoded once and kept.
         """
         if kept := self.cache.get(index):
             return kept
@@ -129,8 +127,7 @@ class Batches:
         if image is None:
             return None
         square = trained_square(image, self.options, corner)
-        pixel_values = torch.from_numpy(square).permute(2, 0, 1)[None].float() / 127.5 - 1
-        mean, std = (part[0].cpu() for part in self.pipeline.encode_posterior(pixel_values))
+        mean, std = (part[0].cpu() for part in self.pipeline.encode_pixels(square[None]))
         if square.shape == image.pixels.shape:
             self.cache.put(index, mean, std)
         return mean, std
