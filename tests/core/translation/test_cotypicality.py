@@ -41,7 +41,8 @@ def test_it_is_the_median_over_labels_of_the_patch_scores() -> None:
     scores = [patch_scores(one, HW, SIZE) for one in of.values()]
     found = cotypicality(of.values(), HW, SIZE)
     np.testing.assert_array_equal(found, np.median(scores, axis=0))
-    assert (found.dtype, found.shape) == (np.float32, (9 * CELL - SIZE + 1, 12 * CELL - SIZE + 1))
+    assert found.dtype == np.float32
+    assert found.shape == (9 * CELL - SIZE + 1, 12 * CELL - SIZE + 1)
 
 
 def test_of_an_even_number_of_labels_it_is_the_mean_of_the_middle_two() -> None:
