@@ -151,7 +151,7 @@ def measure_mining(precision: str, sizes: Sequence[tuple[int, int]], threads: in
     """Typicality and DIFT under a UNet in this precision."""
     # Not wanted by those who take the architecture alone to a machine without Arrow.
     from diffmining_core.patches.scoring import patch_scores
-    from diffmining_core.typicality.shard import sampled_latents
+    from diffmining_core.typicality.draws import sampled_latents
 
     torch.set_num_threads(threads)
     measured = Measurements(f"UNet in {precision}")
@@ -161,7 +161,7 @@ def measure_mining(precision: str, sizes: Sequence[tuple[int, int]], threads: in
         px = f"{hw[0]} × {hw[1]} px"
         latents = measured.of(
             f"VAE encoder, {px}",
-            partial(sampled_latents, pipeline, [picture(hw)], ["a"], 42),
+            partial(sampled_latents, pipeline, picture(hw)[None], ["a"], 42),
             lambda latents: f"latents {tuple(latents.shape[1:])}",
         )
         draws = draw(42, (4, hw[0] // 8, hw[1] // 8), DRAWS, (0.1, 0.7))

@@ -321,7 +321,7 @@ def _our_translation(
     pipeline, steps = bench.ours, bench.settings.steps
     timesteps = sampling_timesteps(steps)
     clock = [now(bench.settings.device)]
-    latents, _ = pipeline.encode_posterior(_pixel_values(pictures))
+    latents, _ = pipeline.encode_pixels(np.stack([picture.pixels() for picture in pictures]))
     embeds = pipeline.embed_prompts([PROMPTS.of(picture.label) for picture in pictures])
     inverted = invert(pipeline, latents, embeds, timesteps[::-1], timesteps)
     clock.append(now(bench.settings.device))

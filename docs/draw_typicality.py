@@ -26,7 +26,7 @@ from diffmining_core.report.figures import font
 from diffmining_core.report.overlays import diverging_colours
 from diffmining_core.store.ledger import read_manifests
 from diffmining_core.store.roots import open_root
-from diffmining_core.typicality.draws import draw, sample_posterior
+from diffmining_core.typicality.draws import draw, sampled_latents
 
 SCENES = ("Almara/Almara_00002.png", "Dorrava/Dorrava_00002.png")
 DRAWS = 100
@@ -77,8 +77,7 @@ def errors(
     pipeline: Pipeline, pixels: Pixels, label: str, prompts: PromptTemplate, draws: int = DRAWS
 ) -> Errors:
     """The two errors of an image uint8 [H, W, 3], each the mean over the draws and channels."""
-    pixel_values = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-    latents = sample_posterior(*pipeline.encode_posterior(pixel_values), SEED, [label])
+    latents = sampled_latents(pipeline, pixels[None], [label], SEED)
     channels, height, width = latents.shape[1:]
     embeds = pipeline.embed_prompts([prompts.null, prompts.of(label)])
     sums = torch.zeros(2, height, width, dtype=torch.float64)

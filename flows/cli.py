@@ -306,8 +306,8 @@ def translate(
 def compare(parameters: Annotated[CompareParameters, Parameter(name="*")]) -> Answer:
     """Mine by typicality and by other methods, and draw which finds what, and at what cost.
 
-    Where a known answer (`truth.parquet` or masks) is there, it says how much of what each finds is
-    right. At a root that was mined with the same options, typicality is taken from there.
+    Where a known answer (`truth.parquet`, masks or boxes) is there, it says how much of what each
+    finds is right. At a root that was mined with the same options, typicality is taken from there.
     """
     from flows import compare as comparing
 
@@ -323,7 +323,8 @@ def compare(parameters: Annotated[CompareParameters, Parameter(name="*")]) -> An
 def study_finetuning(parameters: Annotated[StudyParameters, Parameter(name="*")]) -> Answer:
     """Mine with the model as it is at several steps of finetuning, and draw truth against steps.
 
-    The dataset needs a known answer: planted elements (`truth.parquet`) or a folder of masks.
+    The dataset needs a known answer: planted elements (`truth.parquet`), a folder of masks, or
+    boxes.
     """
     from flows.study import finetuning as studies
 
@@ -352,7 +353,7 @@ def study_finetuning(parameters: Annotated[StudyParameters, Parameter(name="*")]
 def study_timesteps(parameters: Annotated[TimestepStudyParameters, Parameter(name="*")]) -> Answer:
     """Mine with typicality of one narrow range of timesteps at a time, and draw truth against them.
 
-    A known answer (`truth.parquet` or masks) is measured against where there is one.
+    A known answer (`truth.parquet`, masks or boxes) is measured against where there is one.
     """
     from flows.study import prepared, sides
 

@@ -105,7 +105,7 @@ def localization_facts(
             "folder": parameters.dataset,
             **({"recipe": parameters.chosen_recipe().title} if parameters.recipe else {}),
             "images with a label that is located": located.pairs,
-            "located by": truth.kind if truth.kind == BOXES else truth.url,
+            "located by": truth.source,
         },
         **how_measured(parameters, size),
     }

@@ -98,7 +98,7 @@ class Settings:
     prompts: PromptTemplate
     """Of typicality and DIFT."""
     training_prompts: PromptTemplate
-    """Of finetuning: another pair only with the released code's prompts."""
+    """Of finetuning: another pair only with `--prompts official`."""
     size: int | None
     null_share: float
     t_range: tuple[float, float]
@@ -130,8 +130,12 @@ class FinetuneParameters(IndexParameters):
         Field(description="LoRA weights to merge into the model: file, folder, URL or hub id."),
     ] = None
     prompts: Annotated[
-        Literal["paper", "official"],
-        Field(description="The recipe's prompts: the paper's, or those of the released code."),
+        Literal["paper", "official", "official-training"],
+        Field(
+            description="The recipe's prompts: the paper's; official, those of the released code, "
+            "which trains with one pair and measures with another; or official-training, those "
+            "that the released weights were trained with, in training and measuring alike."
+        ),
     ] = "paper"
     prompt: Annotated[
         str | None,
@@ -181,8 +185,8 @@ class FinetuneParameters(IndexParameters):
         Field(
             ge=0,
             lt=1,
-            description="Share of training prompts replaced by the null prompt; the recipe's, or "
-            "0.05, if unset.",
+            description="Share of all images that are trained on with the null prompt; the "
+            "recipe's, or 0.05, if unset.",
         ),
     ] = None
     lora_rank: Annotated[
@@ -244,17 +248,25 @@ class FinetuneParameters(IndexParameters):
 
     def settings(self) -> Settings:
         """The recipe's values where nothing is set here; InputError for an unknown recipe."""
-        recipe, official = self.chosen_recipe(), self.prompts == "official"
+        recipe = self.chosen_recipe()
+        measuring, training = {
+            "paper": (recipe.prompts, recipe.prompts),
+            "official": (recipe.official_typicality, recipe.official_training),
+            "official-training": (recipe.official_training, recipe.official_training),
+        }[self.prompts]
+        training_prompts = self._said(training)
+        null_share = _first(self.null_share, recipe.null_share)
+        training_prompts.check_shares(null_share)
         steps = _first(self.finetune_steps, recipe.finetune_steps, FINETUNE_STEPS)
         text_encoder = self.text_encoder
         if text_encoder is None and steps:
             text_encoder = recipe.text_encoder
         return Settings(
             recipe=recipe,
-            prompts=self._said(recipe.official_typicality if official else recipe.prompts),
-            training_prompts=self._said(recipe.official_training if official else recipe.prompts),
+            prompts=self._said(measuring),
+            training_prompts=training_prompts,
             size=_first(self.size, recipe.size),
-            null_share=_first(self.null_share, recipe.null_share),
+            null_share=null_share,
             t_range=recipe.t_range,
             patch_size=recipe.patch_size,
             text_encoder=None if text_encoder == OWN_TEXT_ENCODER else text_encoder,
@@ -320,6 +332,13 @@ class TypicalityParameters(FinetuneParameters):
     draws: Annotated[
         int, Field(ge=2, description="Draws of (noise, timestep) per image: N of the paper.")
     ] = 100
+    draws_spread: Annotated[
+        Literal["paired", "independent"],
+        Field(
+            description="paired: draws of opposite noise, timesteps spread evenly, with a third "
+            "less variance; independent: each draw by itself, as in the paper."
+        ),
+    ] = "paired"
     t_min: Annotated[
         float | None,
         Field(
@@ -370,6 +389,7 @@ class TypicalityParameters(FinetuneParameters):
             **settings.prompts.as_options(),
             "size": size,
             "draws": self.draws,
+            "spread": self.draws_spread,
             "t_range": list(settings.t_range),
             "seed": self.seed,
         }
@@ -534,7 +554,7 @@ class MinedStudyParameters(MineParameters):
         str | None,
         Field(
             description="Folder of masks LABEL/STEM.png, the known answer for images "
-            "LABEL/STEM.jpg; the dataset's truth.parquet if unset."
+            "LABEL/STEM.jpg; the dataset's truth.parquet, or else its boxes, if unset."
         ),
     ] = None
     shards: Annotated[

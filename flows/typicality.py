@@ -36,6 +36,12 @@ from tasks.typicality import (
 from tasks.typicality import typicality as typicality_task
 from tasks.units import Done
 
+SPREADS = {
+    "paired": "paired: opposite noise, timesteps spread evenly",
+    "independent": "independent, as in the paper",
+}
+"""What a page says of them."""
+
 
 class TypicalityBatch(BaseModel):
     """A few dataset shards to measure under one model, as the flows that measure write them."""
@@ -50,7 +56,10 @@ class TypicalityBatch(BaseModel):
     ]
     model: Annotated[dict[str, Any], Field(description="Reference of the model.")]
     options: Annotated[
-        dict[str, Any], Field(description="What decides a map: prompts, size, draws, range, seed.")
+        dict[str, Any],
+        Field(
+            description="What decides a map: prompts, size, draws and their spread, range, seed."
+        ),
     ]
     batch_size: Annotated[
         int, Field(ge=0, description="Images measured together; 0 for what the device does best.")
@@ -281,6 +290,7 @@ def how_measured(parameters: TypicalityParameters, size: int) -> dict[str, Any]:
         },
         "typicality": {
             "draws": parameters.draws,
+            "spread of draws": SPREADS[parameters.draws_spread],
             "timesteps": "{} to {}".format(*settings.t_range),
             "seed": parameters.seed,
         },

@@ -141,7 +141,7 @@ class _Measuring:
         self.planted: pa.Table | None = None
         self.base_rate: float | None = None
         if truth := compared.truth:
-            self.measure = measure_of(truth, compared.size, compared.cell)
+            self.measure = measure_of(root, compared.dataset, truth, compared.size, compared.cell)
             self.planted = planted_table(truth) if truth.kind == PLANTED else None
 
     def numbers(self, method: Method) -> MethodNumbers:

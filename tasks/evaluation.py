@@ -42,11 +42,19 @@ MASKS, PLANTED, BOXES = "masks", "planted", "boxes"
 
 @dataclass(frozen=True)
 class TruthReference:
-    """A known answer by its kind and address; `digest` of its bytes, "" of the images' boxes."""
+    """A known answer by its kind and address.
+
+    digest: of what it says; "" of boxes where a digest of the located images stands beside it.
+    """
 
     kind: str
     url: str
     digest: str
+
+    @property
+    def source(self) -> str:
+        """What a page calls it: the address of masks and planted elements, else `boxes`."""
+        return self.kind if self.kind == BOXES else self.url
 
 
 def find_truth(dataset: str, masks: str | None) -> tuple[str, str] | None:

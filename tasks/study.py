@@ -62,7 +62,7 @@ def study(
 
     def produce(attempt: Attempt) -> None:
         opened = open_root(root)
-        measure = measure_of(truth, size, cell)
+        measure = measure_of(opened, dataset, truth, size, cell)
         points = [_point(opened, dataset, one, measure) for one in mined]
         drawn = Study(title, points, _tiles(opened, mined, size), facts)
         with tempfile.TemporaryDirectory() as folder:

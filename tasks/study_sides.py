@@ -131,7 +131,9 @@ def _named(study: SidesStudy, selections: Sequence[pa.Table]) -> dict[str, pa.Ta
 
 def _numbers(root: Root, study: SidesStudy, selections: Sequence[pa.Table]) -> list[SideNumbers]:
     of_maps: dict[tuple[str, ...], dict[str, float]] = {}  # sides may share their maps
-    measure = measure_of(study.truth, study.size, study.cell) if study.truth else None
+    measure = None
+    if study.truth:
+        measure = measure_of(root, study.dataset, study.truth, study.size, study.cell)
     numbers = []
     with Progress(STAGE, len(study.sides), "sides") as progress:
         for side, selection in zip(study.sides, selections, strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +15,16 @@ import pyarrow.parquet as pq
 
 from diffmining_core.errors import InputError
 from diffmining_core.evaluation import masks, planted
-from diffmining_core.evaluation.masks import MaskFolder
+from diffmining_core.evaluation.masks import MaskFolder, Masks
 from diffmining_core.evaluation.planted import PixelScores
 from diffmining_core.images.addresses import read_bytes
+from diffmining_core.localization.truth import BoxMasks
 from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import finished
 from diffmining_core.store.maps import RaggedMaps, read_maps
-from diffmining_core.store.roots import Root
+from diffmining_core.store.roots import Root, open_root
 from tasks import typicality
-from tasks.evaluation import MASKS, TruthReference
+from tasks.evaluation import BOXES, PLANTED, TruthReference
 from tasks.index import good_images
 
 ALGO = f"{planted.ALGO} {masks.ALGO}"
@@ -38,18 +41,39 @@ class Measure:
     hits: Callable[[Any], dict[str, float]]
 
 
-def measure_of(truth: TruthReference, size: int, cell: int) -> Measure:
+def box_truth(root: str, dataset: Sequence[Shard], url: str) -> TruthReference | None:
+    """The boxes of the images as a known answer about the dataset at `url`; None without a box.
+
+    Its digest is of all the boxes, so that one that is corrected is another answer.
+    """
+    opened, digest, boxes = open_root(root), hashlib.sha256(), 0
+    for shard in dataset:
+        for image in good_images(opened, shard):
+            if image.boxes:
+                known = [image.image_id, image.label, image.width, image.height, image.boxes]
+                digest.update(json.dumps(known).encode() + b"\n")
+                boxes += len(image.boxes)
+    return TruthReference(BOXES, url, digest.hexdigest()) if boxes else None
+
+
+def measure_of(
+    root: Root, dataset: Sequence[Shard], truth: TruthReference, size: int, cell: int
+) -> Measure:
     """The measure of a truth, for images of the model's size `size` and maps of `cell` pixels."""
-    if truth.kind == MASKS:
-        folder = MaskFolder(truth.url)
+    if truth.kind == PLANTED:
+        table = planted_table(truth)
         return Measure(
-            pixels=lambda maps, uris: masks.score_pixels(maps, uris, folder, size),
-            hits=lambda selection: masks.hits(selection, folder, size),
+            pixels=lambda maps, uris: {"": planted.score_pixels(maps, uris, table, cell)},
+            hits=lambda selection: planted.hits(selection, table),
         )
-    table = planted_table(truth)
+    known: Masks = (
+        BoxMasks.of(image for shard in dataset for image in good_images(root, shard))
+        if truth.kind == BOXES
+        else MaskFolder(truth.url)
+    )
     return Measure(
-        pixels=lambda maps, uris: {"": planted.score_pixels(maps, uris, table, cell)},
-        hits=lambda selection: planted.hits(selection, table),
+        pixels=lambda maps, uris: masks.score_pixels(maps, uris, known, size),
+        hits=lambda selection: masks.hits(selection, known, size),
     )
 
 
@@ -73,8 +97,9 @@ def pixel_scores(
             by_label[label] = by_label[label].merge(scores)
     if not by_label:
         raise InputError(
-            "the masks should be of images that were mined, but none is; give the folder that "
-            "mirrors the dataset's, with LABEL/STEM.png for LABEL/STEM.jpg"
+            "the masks or boxes should be of images that were mined, but none is; give the folder "
+            "of masks that mirrors the dataset's, with LABEL/STEM.png for LABEL/STEM.jpg, or boxes "
+            "that cover a pixel"
         )
     return dict(by_label)
 

@@ -177,7 +177,7 @@ def _measure_further(
 def _how(options: Mapping[str, Any]) -> TypicalityOptions:
     from diffmining_core.typicality.shard import TypicalityOptions
 
-    names = ("draws_seed", "fixed", "window")
+    names = ("draws_seed", "fixed", "spread", "window")
     return TypicalityOptions(
         prompts=PromptTemplate.from_options(options),
         size=options["size"],

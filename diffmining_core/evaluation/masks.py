@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import PurePosixPath
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,13 @@ Mask = npt.NDArray[np.bool_]
 
 ALGO = "masks-1"
 """Version of these measures; part of their units' keys."""
+
+
+class Masks(Protocol):
+    """Where in each image its label is."""
+
+    def mask(self, uri: str, label: str, size: int) -> Mask | None:
+        """The mask [h, w] of an image under a label, at the model's size; None if it has none."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,7 @@ class MaskFolder:
 
 
 def score_pixels(
-    maps: RaggedMaps, uris: Mapping[tuple[str, str], str], masks: MaskFolder, size: int
+    maps: RaggedMaps, uris: Mapping[tuple[str, str], str], masks: Masks, size: int
 ) -> dict[str, PixelScores]:
     """The pixel scores of one shard of maps by label, for images of the model's size `size`.
 
@@ -98,7 +106,7 @@ def score_pixels(
     return dict(scores)
 
 
-def hits(selection: pa.Table, masks: MaskFolder, size: int) -> dict[str, float]:
+def hits(selection: pa.Table, masks: Masks, size: int) -> dict[str, float]:
     """For each kind, the share of its patches that hit the mask of their image.
 
     Only patches of labels with masks count. A patch hits when the mask fills at least HIT_SHARE of
@@ -110,7 +118,7 @@ def hits(selection: pa.Table, masks: MaskFolder, size: int) -> dict[str, float]:
     return {kind: sum(hit) / len(hit) for kind, hit in outcomes.items()}
 
 
-def _outcomes(selection: pa.Table, masks: MaskFolder, size: int) -> Iterator[tuple[str, bool]]:
+def _outcomes(selection: pa.Table, masks: Masks, size: int) -> Iterator[tuple[str, bool]]:
     """(kind, whether it hits) of each patch; the patches of an image one after the other."""
     columns = ["kind", "uri", "label", "y", "x", "size"]
     ordered = selection.select(columns).sort_by([("uri", "ascending"), ("label", "ascending")])

@@ -15,7 +15,7 @@ import torch
 
 from diffmining_core.models.denoiser import Denoiser
 from diffmining_core.models.pipelines import Pipeline
-from diffmining_core.typicality.draws import INDEPENDENT, Draws, draw, sample_posterior
+from diffmining_core.typicality.draws import INDEPENDENT, Draws, draw, sampled_latents
 
 TIMESTEP = 161
 UP_BLOCK = 1
@@ -76,9 +76,7 @@ def image_features(
     The VAE sample and the noises are those that `seed` and `image_id` give everywhere. InputError
     for a feature that is not finite.
     """
-    pixel_values = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-    mean, std = pipeline.encode_posterior(pixel_values)
-    latents = sample_posterior(mean, std, seed, [image_id])[0]
+    latents = sampled_latents(pipeline, pixels[None], [image_id], seed)[0]
     latent_shape = (latents.shape[0], latents.shape[1], latents.shape[2])
     t_range = (TIMESTEP / 1000, (TIMESTEP + 1) / 1000)
     draws = draw(seed, latent_shape, NOISES, t_range, device=latents.device, spread=INDEPENDENT)

@@ -5,5 +5,5 @@
 and `card` tell how it went, and `estimate` what it will cost.
 """
 
-ALGO = "finetune-2"
+ALGO = "finetune-3"
 """Version of what decides a finetuned model, given images, base model and options."""

@@ -66,17 +66,13 @@ class Batches:
         sampled = torch.randn(shape, generator=generator)
         noise = torch.randn(shape, generator=generator)
         timesteps = torch.randint(self.timesteps, (options.batch_size,), generator=generator)
-        dropped = torch.rand(options.batch_size, generator=generator) < options.null_share
-        detailed = (
-            torch.rand(options.batch_size, generator=seeded(options.seed, "detail", step))
-            < self.prompts.detailed_share
-        )
+        chances = torch.rand(options.batch_size, generator=generator).tolist()
         means, stds, prompts = [], [], []
         for place, index in list(enumerate(self.sampling.indices(step)))[places]:
             mean, std, image = self._encoded_or_next(index, corners[place])
             means.append(mean)
             stds.append(std)
-            prompts.append(self._prompt(image, bool(dropped[place]), bool(detailed[place])))
+            prompts.append(self._prompt(image, chances[place]))
         device = self.pipeline.device
         return Batch(
             (torch.stack(means) + torch.stack(stds) * sampled[places]).to(device),
@@ -92,10 +88,15 @@ class Batches:
         """How many timesteps the model knows: 1000."""
         return int(self.pipeline.scheduler.config.num_train_timesteps)
 
-    def _prompt(self, image: Described, dropped: bool, detailed: bool) -> str:
-        if dropped:
+    def _prompt(self, image: Described, chance: float) -> str:
+        """The prompt of an image, by one number in [0, 1) as in the released research code.
+
+        So both shares are shares of all images, not one of what the other leaves.
+        """
+        null_share = self.options.null_share
+        if chance < null_share:
             return self.prompts.null
-        if detailed and image.detail:
+        if image.detail and chance < null_share + self.prompts.detailed_share:
             return self.prompts.of_detail(image.labels, image.detail)
         return self.prompts.of(*image.labels)
 
@@ -119,9 +120,7 @@ class Batches:
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Posterior mean and std [channels, h, w] of an image's square; None if it is unusable.
 
-        Images that need no crop are encoded once and kept. Each goes through the VAE alone: the
-        batch's size would show in the last bits, and a resumed run, whose cache is empty, would
-        leave the undisturbed one's path.
+        Images that need no crop are encoded once and kept.
         """
         if kept := self.cache.get(index):
             return kept
@@ -129,8 +128,7 @@ class Batches:
         if image is None:
             return None
         square = trained_square(image, self.options, corner)
-        pixel_values = torch.from_numpy(square).permute(2, 0, 1)[None].float() / 127.5 - 1
-        mean, std = (part[0].cpu() for part in self.pipeline.encode_posterior(pixel_values))
+        mean, std = (part[0].cpu() for part in self.pipeline.encode_pixels(square[None]))
         if square.shape == image.pixels.shape:
             self.cache.put(index, mean, std)
         return mean, std

@@ -24,7 +24,7 @@ class FinetuneOptions:
     schedule: Literal["constant", "cosine"] = "constant"
     """Constant, or warm-up over 5 % of the steps and then half a cosine down to zero."""
     null_share: float = 0.05
-    """Share of images whose prompt is replaced by the null prompt."""
+    """Share of all images that are trained on with the null prompt."""
     lora_rank: int = 0
     """Rank of a LoRA on the attention projections; 0 trains all weights."""
     size: int = 512

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -50,6 +50,27 @@ class BoxTruth:
                 f"each, but are {image.boxes}; correct them in the dataset."
             )
         return box_mask(image.boxes, image.width, image.height, size)
+
+
+@dataclass(frozen=True)
+class BoxMasks:
+    """The boxes that images bring, as the masks that `evaluation.masks` measures against."""
+
+    boxed: Mapping[tuple[str, str], ShardImage]
+    """The images with boxes, by address and label."""
+
+    @classmethod
+    def of(cls, images: Iterable[ShardImage]) -> BoxMasks:
+        """Of those of the images that have boxes."""
+        return cls({(image.uri, image.label): image for image in images if image.boxes})
+
+    def mask(self, uri: str, label: str, size: int) -> Mask | None:
+        """The union of the image's boxes; None if it has none, or they cover no pixel."""
+        image = self.boxed.get((uri, label))
+        if image is None:
+            return None
+        mask = BoxTruth().mask(image, size)
+        return mask if mask.any() else None
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,17 @@ class Pipeline:
         embeds: torch.Tensor = self.text_encoder(tokens.to(self.device))[0]
         return embeds.to(self.dtype)
 
+    def encode_pixels(self, pixels: npt.NDArray[np.uint8]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The posterior of images uint8 [n, H, W, 3], as `encode_posterior` returns it.
+
+        Whatever encodes images does it here, so that one image has the same latents to the bit in
+        finetuning, typicality, DIFT and translation. Each goes through the VAE alone: in a batch
+        its last bits would depend on the batch's size.
+        """
+        posteriors = [self.encode_posterior(pixel_values(one[None])) for one in pixels]
+        mean, std = (torch.cat(parts) for parts in zip(*posteriors, strict=True))
+        return mean, std
+
     @torch.no_grad()
     def encode_posterior(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation of the VAE's posterior, scaled as the UNet expects.
@@ -212,6 +223,15 @@ class Pipeline:
             index[name] = [None, None]
         index["requires_safety_checker"] = False
         (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+
+
+def pixel_values(pixels: npt.NDArray[np.uint8]) -> torch.Tensor:
+    """What the VAE takes, float32 [n, 3, H, W] in [-1, 1], of images uint8 [n, H, W, 3].
+
+    Contiguous: `permute` alone leaves the channels last in memory, and with those the CPU's
+    GroupNorm is up to 60 times less accurate (1e-4 against 2e-6 relative to float64, measured).
+    """
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
 
 
 def load_pipeline(

@@ -18,9 +18,9 @@ class PromptTemplate:
     """Prompts with (`conditioned`) and without (`null`) the label.
 
     The same pair serves finetuning, typicality and DIFT; the released research code mixed several
-    by mistake. In finetuning `detailed`, which holds {label} and {detail}, takes the place of
-    `conditioned` for `detailed_share` (0 to 1) of the images that have a detail. `words` says
-    how a label is read where that is not its name with underscores as spaces.
+    by mistake. In finetuning `detailed_share` (0 to 1) of all images get the prompt `detailed`,
+    which holds {label} and {detail}, those without a detail `conditioned`. `words` says how a
+    label is read where that is not its name with underscores as spaces.
     """
 
     conditioned: str = "An image of {label}."
@@ -49,6 +49,18 @@ class PromptTemplate:
             raise InputError(
                 f"A share of {self.detailed_share} of the images should get the detailed prompt, "
                 "but there is none; give one, or leave the share at 0."
+            )
+
+    def check_shares(self, null_share: float) -> None:
+        """InputError if the null prompt and the detailed one are wanted for more than all images.
+
+        Both are shares of all images that a model is finetuned on.
+        """
+        if null_share + self.detailed_share > 1:
+            raise InputError(
+                f"The shares of the null prompt ({null_share}) and of the detailed prompt "
+                f"({self.detailed_share}) must add up to 1 at most, for both are of all images; "
+                "lower one of them."
             )
 
     def of(self, *labels: str) -> str:

@@ -8,6 +8,7 @@ per axis and the upsampled map is never formed.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -118,16 +119,27 @@ def patch_scores(
     values tie exactly instead of differing by the last bit of a float64.
     """
     height, width = image_hw
-    shape = (max(height - size + 1, 0), max(width - size + 1, 0))
-    scores = np.empty(shape, np.float32)
-    if not scores.size:
-        return scores
+    scores = np.empty((max(height - size + 1, 0), max(width - size + 1, 0)), np.float32)
+    for windows, of_band in score_bands(typicality_map, image_hw, size):
+        scores[windows] = of_band
+    return scores
+
+
+def score_bands(
+    typicality_map: npt.NDArray[np.floating[Any]], image_hw: Position, size: int
+) -> Iterator[tuple[slice, npt.NDArray[np.float32]]]:
+    """The rows of `patch_scores` in bands of `BAND_ROWS`, from the top: which, and their scores.
+
+    Who needs the scores of many maps at once, such as their median, holds one band of each.
+    """
+    height, width = image_hw
+    if min(height, width) < size:
+        return
     rows = window_weights(typicality_map.shape[0], height, size)
     columns = window_weights(typicality_map.shape[1], width, size)
     column_means = typicality_map.astype(np.float64) @ columns.T
     for windows, cells in row_bands(typicality_map.shape[0], height, size):
-        scores[windows] = rows[windows, cells] @ column_means[cells]
-    return scores
+        yield windows, (rows[windows, cells] @ column_means[cells]).astype(np.float32)
 
 
 def pick_patches(

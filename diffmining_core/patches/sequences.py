@@ -24,7 +24,7 @@ SEQUENCE_SCHEMA = pa.schema(
         ("y", pa.int32()),  # top left corner, pixels of the model-size image, under all labels
         ("x", pa.int32()),
         ("size", pa.int32()),  # side of the patch, pixels
-        ("cotypicality", pa.float32()),  # mean of the upsampled median over the patch
+        ("cotypicality", pa.float32()),  # median of `typicality`
         ("labels", pa.list_(pa.string())),
         ("typicality", pa.list_(pa.float32())),  # under each of `labels`, of that label's image
         ("own", pa.list_(pa.string())),  # those of `labels` that the source image itself has

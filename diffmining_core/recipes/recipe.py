@@ -42,9 +42,9 @@ class Recipe:
     layouts: by split, `mined` and `train`, or `all`; none: whatever kind of dataset is found.
     prompts: the paper's pair, the same in training and inference; `official_…`: what the released
     code says there. size, patch_size: pixels; None for the model's own. crop: random squares in
-    training, or the whole image. null_share: of training prompts. t_range: shares of the 1000
-    timesteps. text_encoder: of the finetuned model. model: the released finetuned one. finetune_…:
-    the authors' numbers.
+    training, or the whole image. null_share: of all images that are trained on. t_range:
+    shares of the 1000 timesteps. text_encoder: of the finetuned model. model: the released
+    finetuned one. finetune_…: the authors' numbers.
     """
 
     name: str

@@ -1,8 +1,12 @@
 """Co-typicality: where an image and its translations are typical of their labels all at once.
 
-In: the typicality maps of one image under all labels, that of its own label of the image itself,
-every other one of the image translated to that label. Out: their median (Siglidis et al. 2024,
-eq. 4), and its highest patches: sequences, which are one place under each label.
+In: the typicality maps of one image under all labels: its own label's map is of the image itself,
+every other map of its translation to that label. Out: the patches of the highest co-typicality
+(Siglidis et al. 2024, eq. 4): sequences, each of which is one place under every label.
+
+Co-typicality scores a patch: it is the median over labels of the patch's scores. The order matters.
+The median of the maps, averaged over the patch afterwards, is another number and picks other
+patches: labels may well agree on a patch without agreeing on any position in it.
 """
 
 from __future__ import annotations
@@ -16,13 +20,14 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from diffmining_core.errors import InputError
-from diffmining_core.patches.scoring import patch_scores, pick_patches, window_weights
+from diffmining_core.patches.scoring import pick_patches, score_bands, window_weights
 from diffmining_core.patches.sequences import SEQUENCE_SCHEMA
 
 Map = npt.NDArray[np.float32]
+Scores = npt.NDArray[np.float32]
 
-ALGO = "cotypicality-1"
-"""Version of the maps' median and of what is picked from it; part of the units' keys."""
+ALGO = "cotypicality-2"
+"""Version of the scores' median and of what is picked from it; part of the units' keys."""
 
 
 @dataclass(frozen=True)
@@ -38,15 +43,23 @@ class ParallelMaps:
     maps: Mapping[str, Map]
 
 
-def cotypicality(maps: Iterable[Map]) -> Map:
-    """The median over labels at each position, float32 [h, w]; of an even number their mean.
+def cotypicality(maps: Iterable[Map], image_hw: tuple[int, int], size: int) -> Scores:
+    """The median over labels of the score of every size×size window of the image.
 
-    ValueError if the maps have several shapes or there is none.
+    maps: [h, w] each, of one image under its labels. The result is float32
+    [H − size + 1, W − size + 1] as from `patch_scores`; for an even number of labels the mean of
+    the two middle scores. One band of rows of each label's scores is held at a time. ValueError if
+    the maps differ in shape or there is none.
     """
-    stacked = list(maps)
-    if len({one.shape for one in stacked}) != 1:
-        raise ValueError(f"maps should have one shape, not {[one.shape for one in stacked]}")
-    median: Map = np.median(np.stack(stacked).astype(np.float64), axis=0).astype(np.float32)
+    of_labels = list(maps)
+    if len({one.shape for one in of_labels}) != 1:
+        raise ValueError(f"maps should have one shape, not {[one.shape for one in of_labels]}")
+    height, width = image_hw
+    median = np.empty((max(height - size + 1, 0), max(width - size + 1, 0)), np.float32)
+    bands = (score_bands(one, image_hw, size) for one in of_labels)
+    for of_band in zip(*bands, strict=True):
+        windows = of_band[0][0]
+        median[windows] = np.median(np.stack([scores for _, scores in of_band]), axis=0)
     return median
 
 
@@ -58,14 +71,12 @@ def image_sequences(
     InputError for maps of several shapes or with a value that is not finite.
     """
     _check(image)
-    median = cotypicality(image.maps.values())
-    height, width = cell * median.shape[0], cell * median.shape[1]
-    scores = patch_scores(median, (height, width), size)
+    h, w = next(iter(image.maps.values())).shape
+    image_hw = (cell * h, cell * w)
+    scores = cotypicality(image.maps.values(), image_hw, size)
     if not (places := pick_patches(scores, size, per_image)):
         return []
-    under = {
-        label: _scores_at(one, (height, width), size, places) for label, one in image.maps.items()
-    }
+    under = {label: _scores_at(one, image_hw, size, places) for label, one in image.maps.items()}
     return [
         {
             "image_id": image.image_id,
@@ -112,7 +123,7 @@ def _check(image: ParallelMaps) -> None:
 
 def _scores_at(
     typicality_map: Map, image_hw: tuple[int, int], size: int, places: Sequence[tuple[int, int]]
-) -> npt.NDArray[np.float32]:
+) -> Scores:
     """What `patch_scores` has at these places, without the others."""
     ys, xs = [y for y, _ in places], [x for _, x in places]
     rows = window_weights(typicality_map.shape[0], image_hw[0], size)[ys]

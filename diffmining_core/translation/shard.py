@@ -186,8 +186,7 @@ def _targets_of(
 def _mean_latents(pipeline: Pipeline, sources: Sequence[ShardImage], size: int) -> torch.Tensor:
     """The VAE's means float32 [n, channels, h, w], as inversion wants them: no noise of its own."""
     pixels = np.stack([load_pixels(image.uri, size, image.image_id) for image in sources])
-    pixel_values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return pipeline.encode_posterior(pixel_values)[0]
+    return pipeline.encode_pixels(pixels)[0]
 
 
 def _reconstruction(

@@ -13,10 +13,14 @@ To study where the variance comes from, one of the two can be held: `fixed` nois
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.models.seeds import standard_normal, uniform
 
 TRAIN_TIMESTEPS = 1000
@@ -107,6 +111,17 @@ def _timestep(share: float, t_range: tuple[float, float]) -> int:
     """The integer at a share in [0, 1) of the range."""
     low, high = (round(TRAIN_TIMESTEPS * t) for t in t_range)
     return low + int(share * (high - low))
+
+
+def sampled_latents(
+    pipeline: Pipeline, pixels: npt.NDArray[np.uint8], image_ids: Sequence[str], seed: int
+) -> torch.Tensor:
+    """The VAE posterior sample float32 [n, channels, h, w] of images uint8 [n, H, W, 3].
+
+    The same for one image wherever it is sampled, whatever the others.
+    """
+    mean, std = pipeline.encode_pixels(pixels)
+    return sample_posterior(mean, std, seed, list(image_ids))
 
 
 def sample_posterior(

@@ -25,7 +25,7 @@ from diffmining_core.models.denoiser import rows_at_once
 from diffmining_core.models.lanes import in_lanes
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.models.prompts import PromptTemplate
-from diffmining_core.typicality.draws import PAIRED, Draws, draw, sample_posterior
+from diffmining_core.typicality.draws import PAIRED, Draws, draw, sampled_latents
 from diffmining_core.typicality.estimator import typicality
 
 Map = npt.NDArray[np.float32]
@@ -95,7 +95,9 @@ def shard_typicality(
         latents = None
         if pixels:
             image_ids = [images[first].image_id for first in pixels]
-            latents = sampled_latents(pipeline, list(pixels.values()), image_ids, options.seed)
+            latents = sampled_latents(
+                pipeline, np.stack(list(pixels.values())), image_ids, options.seed
+            )
         return _Ready(batch, list(pixels), latents, unusable)
 
     def measure(ready: _Ready) -> Callable[[], tuple[dict[int, RowMap], dict[int, str]]]:
@@ -187,15 +189,6 @@ def rows_of_images(images: Sequence[ShardImage]) -> list[list[int]]:
     for place, image in enumerate(images):
         rows[image.image_id, image.uri].append(place)
     return list(rows.values())
-
-
-def sampled_latents(
-    pipeline: Pipeline, pixels: Sequence[Pixels], image_ids: Sequence[str], seed: int
-) -> torch.Tensor:
-    """One VAE posterior sample float32 [n, channels, h, w] of uint8 [h, w, 3] of one shape."""
-    pixel_values = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    mean, std = pipeline.encode_posterior(pixel_values)
-    return sample_posterior(mean, std, seed, list(image_ids))
 
 
 def _read_batch(

@@ -11,14 +11,15 @@ from diffmining_core.recipes import MINED
 from diffmining_core.results.references import Shard
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
-from flows.checks import check_inputs
-from flows.finetune import image_geometry, train
+from flows.finetune import image_geometry, train, trained_shards
 from flows.index import index_split
 from flows.parameters import StudyParameters
 from flows.run_ledger import RunLedger
 from flows.selection import choose, pick_patches
-from flows.typicality import measure
-from tasks.evaluation import TruthReference, find_truth, read_truth
+from flows.study import prepared
+from flows.study.prepared import known_answer
+from flows.typicality import how_measured, measure
+from tasks.evaluation import TruthReference
 from tasks.finetune import snapshot_model
 from tasks.models import ModelReference, base_model
 from tasks.report import publish_page
@@ -32,17 +33,17 @@ def study_finetuning(parameters: StudyParameters) -> dict[str, Any]:
     Returns the numbers of the page `study.html` at the root.
     """
     check(parameters)
-    truth = read_truth(*known_answer(parameters))
     root, run = parameters.root, RunLedger()
     with run.stage("index"):
-        units, dataset = index_split(parameters, MINED)
+        units, indexed = index_split(parameters, MINED)
         run.add(units)
+        dataset = indexed if parameters.shards < 0 else indexed[: parameters.shards]
+        truth = required_answer(parameters, dataset)
+        trained = trained_shards(parameters, indexed, run)
         geometry = image_geometry(parameters)
         size = geometry.size
     with run.stage("finetune"):
-        models = snapshot_models(parameters, dataset, size, run)
-    if parameters.shards >= 0:
-        dataset = dataset[: parameters.shards]
+        models = snapshot_models(parameters, trained, size, run)
     sides = {f"typicality at {step}": (dataset, model) for step, model in models.items()}
     keys = measure(parameters, sides, size, run)
     with run.stage("patches"):
@@ -58,7 +59,7 @@ def study_finetuning(parameters: StudyParameters) -> dict[str, Any]:
         for step, of_model, selection in zip(models, keys, selections, strict=True)
     ]
     with run.stage("study"):
-        facts = study_facts(parameters, dataset, truth)
+        facts = study_facts(parameters, dataset, truth, size)
         unit = study_unit(truth, mined, facts)
         plan_stage(open_root(root), unit.stage, [unit.key])
         title = f"What finetuning does to mining {parameters.dataset_name}"
@@ -70,50 +71,52 @@ def study_finetuning(parameters: StudyParameters) -> dict[str, Any]:
 def check(parameters: StudyParameters) -> None:
     """Refuse what cannot be studied; else claim the root."""
     parameters.snapshots()
-    known_answer(parameters)
-    check_inputs(parameters)
+    prepared.check(parameters)
 
 
-def known_answer(parameters: StudyParameters) -> tuple[str, str]:
-    """Kind and address of the truth to measure against; InputError if the dataset has none."""
-    if known := find_truth(parameters.dataset, parameters.masks):
-        return known
+def required_answer(parameters: StudyParameters, dataset: list[Shard]) -> TruthReference:
+    """The truth to measure against; InputError if nothing is known of these shards."""
+    if truth := known_answer(parameters, dataset):
+        return truth
     raise InputError(
         f"dataset {parameters.dataset} should have a known answer to study it, but has no "
-        "truth.parquet; give --masks, a folder with LABEL/STEM.png for each image LABEL/STEM.jpg."
+        "truth.parquet, and the images that are mined have no boxes; give --masks, a folder with "
+        "LABEL/STEM.png for each image LABEL/STEM.jpg, or a dataset with boxes."
     )
 
 
 def snapshot_models(
-    parameters: StudyParameters, dataset: list[Shard], size: int, run: RunLedger
+    parameters: StudyParameters, trained: list[Shard], size: int, run: RunLedger
 ) -> dict[int, ModelReference]:
-    """The model before finetuning (0) and after each step that is looked at."""
+    """The model before finetuning (0) and after each step that is looked at.
+
+    trained: the shards to train on.
+    """
     root, start = parameters.root, base_model(parameters.start_source())
     steps = parameters.snapshots()
     options = parameters.finetune_options(size) | {"snapshots": steps}
-    (done,) = run.add([train(parameters, dataset, start, options)])
+    (done,) = run.add([train(parameters, trained, start, options)])
     base = base_model(parameters.model_source())
     return {0: base} | {step: snapshot_model(root, start, done.key, step) for step in steps}
 
 
 def study_facts(
-    parameters: StudyParameters, dataset: list[Shard], truth: TruthReference
+    parameters: StudyParameters, dataset: list[Shard], truth: TruthReference, size: int
 ) -> dict[str, Any]:
     """How the study was made, for the page's readers."""
     settings = parameters.settings()
+    measured = how_measured(parameters, size)
     return {
         "dataset": {
             "folder": parameters.dataset,
             "images": sum(shard.images for shard in dataset),
-            "known answer": truth.url,
+            "known answer": truth.source,
         },
         "model": {
-            "base": parameters.model,
-            "finetuning steps": settings.finetune_steps,
+            **measured["model"],
             "images a step": settings.finetune_batch,
             "learning rate": f"{parameters.learning_rate:g}, {parameters.schedule}",
-            "prompt": settings.prompts.conditioned,
         },
-        "typicality": {"draws": parameters.draws, "seed": parameters.seed},
+        "typicality": measured["typicality"],
         "patches": {"per image": parameters.patches_per_image, "per label": parameters.top},
     }

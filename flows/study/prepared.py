@@ -24,6 +24,7 @@ from flows.typicality import how_measured, measure
 from tasks.evaluation import TruthReference, find_truth, read_truth
 from tasks.index import dataset_counts
 from tasks.models import ModelReference
+from tasks.study_truth import box_truth
 
 
 @dataclass(frozen=True)
@@ -65,9 +66,15 @@ def prepare(parameters: MinedStudyParameters, run: RunLedger) -> Prepared:
         get_run_logger().warning(note)
     if parameters.shards >= 0:
         dataset = dataset[: parameters.shards]
-    known = find_truth(parameters.dataset, parameters.masks)
-    truth = read_truth(*known) if known else None
+    truth = known_answer(parameters, dataset)
     return Prepared(dataset, model, geometry, truth, notes)
+
+
+def known_answer(parameters: MinedStudyParameters, dataset: list[Shard]) -> TruthReference | None:
+    """The masks or planted elements, or else the boxes of the images; None if nothing is known."""
+    if known := find_truth(parameters.dataset, parameters.masks):
+        return read_truth(*known)
+    return box_truth(parameters.root, dataset, parameters.dataset)
 
 
 def mine_sides(
@@ -101,7 +108,7 @@ def study_facts(parameters: MinedStudyParameters, prepared: Prepared) -> dict[st
         "dataset": {
             "folder": parameters.dataset,
             "images": sum(shard.images for shard in prepared.dataset),
-            "known answer": prepared.truth.url if prepared.truth else "none",
+            "known answer": prepared.truth.source if prepared.truth else "none",
         },
         **how_measured(parameters, size),
         "patches": {

@@ -13,7 +13,7 @@ from written_pages import REPOSITORY
 from diffmining_core.images.pixels import load_pixels
 from diffmining_core.models.pipelines import Pipeline, load_pipeline
 from diffmining_core.models.prompts import PromptTemplate
-from diffmining_core.typicality.draws import draw, sample_posterior
+from diffmining_core.typicality.draws import draw, sampled_latents
 from diffmining_core.typicality.estimator import typicality
 
 DRAWS = 6
@@ -44,8 +44,7 @@ def test_the_errors_differ_by_what_mining_measures(
     errors = script.errors(pipeline, pixels, LABEL, PromptTemplate(), DRAWS)
     assert (errors.null > 0).all() and (errors.conditioned > 0).all()
 
-    pixel_values = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-    latents = sample_posterior(*pipeline.encode_posterior(pixel_values), script.SEED, [LABEL])
+    latents = sampled_latents(pipeline, pixels[None], [LABEL], script.SEED)
     shape = (latents.shape[1], latents.shape[2], latents.shape[3])
     embeds = pipeline.embed_prompts(["", PromptTemplate().of(LABEL)])
     draws = draw(script.SEED, shape, DRAWS, script.T_RANGE)

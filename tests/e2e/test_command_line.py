@@ -165,7 +165,6 @@ def test_bad_input_is_refused_in_one_sentence(
         (["index", "--recipe", "xray"], "there is no file BBox_List_2017.csv"),
         (["finetune", "--finetune-steps", "0"], "should be 1 or more"),
         (["finetune", "--dry-run", "--lora", "{tmp}/none"], "none"),
-        (["study", "finetuning"], "should have a known answer"),
         (["study", "finetuning", "--masks", "{tmp}/photos"], "no PNG below it"),
     ],
 )

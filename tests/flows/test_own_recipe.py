@@ -127,6 +127,46 @@ def test_the_released_codes_prompts_are_told_apart_by_stage(by_recipe: Make) -> 
             assert manifest.parameters["null_prompt"] == ""
 
 
+@pytest.mark.usefixtures("prefect_api")
+def test_released_weights_are_measured_with_the_prompts_they_were_trained_with(
+    by_recipe: Make,
+) -> None:
+    """And with the paper's own draws; the page says both."""
+    parameters = by_recipe(
+        prompts="official-training", draws_spread="independent", finetune_steps=1
+    )
+    page = Path(mine(parameters)["page"]).read_text()
+    assert "independent, as in the paper" in page
+    assert "Scene, {label}" in page
+    root = open_root(parameters.root)
+    assert all(m.parameters["spread"] == "independent" for m in read_manifests(root, "typicality"))
+    for stage in ("finetune", "typicality", "features"):
+        for manifest in read_manifests(root, stage):
+            assert manifest.parameters["prompt"] == "Scene, {label}"
+            assert manifest.parameters["words"] == {"Borvik": "the north"}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "label", "pair"),
+    [
+        ("ftt", "1950", ("A face portrait of the 1950s.", "A face portrait")),
+        ("g3", "Italy", ("A google street view image in Italy", "A google street view image")),
+        ("places", "bakery_shop", ("Image of shop bakery.", "")),
+    ],
+)
+def test_the_training_prompts_of_the_released_weights(
+    by_recipe: Make, recipe: str, label: str, pair: tuple[str, str]
+) -> None:
+    settings = by_recipe(recipe=recipe, prompts="official-training").settings()
+    assert settings.prompts == settings.training_prompts
+    assert (settings.prompts.of(label), settings.prompts.null) == pair
+
+
+def test_shares_of_more_than_all_images_are_refused(by_recipe: Make) -> None:
+    with pytest.raises(InputError, match=r"must add up to 1 at most"):
+        by_recipe(recipe="g3", null_share=0.95).settings()
+
+
 def test_what_the_user_says_goes_before_the_recipe(by_recipe: Make) -> None:
     settings = by_recipe(
         prompt="{label}!", size=128, null_share=0.5, t_max=0.6, patch_size=24, finetune_steps=7

@@ -12,12 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from published_layouts import folder_of
 
 from diffmining_core.errors import InputError
+from diffmining_core.recipes import TRAIN
 from diffmining_core.store.ledger import read_manifests
 from diffmining_core.store.roots import open_root
+from flows.index import index_split
 from flows.parameters import MineParameters, StudyParameters
 from flows.study.finetuning import study_finetuning
+from tasks.index import index
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -84,13 +88,33 @@ def test_masks_are_a_known_answer_told_apart_by_label(
     assert stored["points"] == summary["points"]
 
 
-def test_a_dataset_without_a_known_answer_is_refused(
+def test_xrays_are_trained_on_in_the_training_split_and_held_against_their_boxes(
+    study_parameters: Make, tmp_path: Path
+) -> None:
+    """The boxed images are of the test split: to train on them would be to train on the answer."""
+    parameters = study_parameters(
+        dataset=folder_of("xray", tmp_path), recipe="xray", text_encoder="own", min_images=1
+    )
+    summary = study_finetuning(parameters)
+    (finetuned,) = read_manifests(open_root(parameters.root), "finetune")
+    _, training_split = index_split(parameters, TRAIN, index.fn)
+    assert finetuned.inputs[1:] == tuple(shard.content_id for shard in training_split)
+    for point in summary["points"]:
+        assert point["precision_by_label"].keys() == {"Cardiomegaly", "Infiltration", "Mass"}
+        assert 0 < point["base_rate"] < 0.2
+        assert "highest" in point["hits"]
+    assert summary["facts"]["dataset"]["known answer"] == "boxes"
+
+
+def test_a_dataset_without_a_known_answer_is_refused_before_training(
     study_parameters: Make, dataset: Path, tmp_path: Path
 ) -> None:
     unknown = shutil.copytree(dataset, tmp_path / "unknown")
     (unknown / "truth.parquet").unlink()
-    with pytest.raises(InputError, match="should have a known answer"):
-        study_finetuning(study_parameters(dataset=str(unknown)))
+    parameters = study_parameters(dataset=str(unknown))
+    with pytest.raises(InputError, match=r"should have a known answer.*have no boxes; give"):
+        study_finetuning(parameters)
+    assert not read_manifests(open_root(parameters.root), "finetune")
 
 
 @pytest.mark.parametrize("wrong", [{"at": (5,)}, {"at": (-1,)}, {"finetune_steps": 0, "at": ()}])

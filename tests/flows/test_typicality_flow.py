@@ -3,14 +3,44 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from stored import results
 
 from flows.mine import mine
-from flows.parameters import MineParameters, TypicalityParameters
-from flows.typicality import typicality
+from flows.parameters import (
+    ClusterStudyParameters,
+    CompareParameters,
+    GeneratedStudyParameters,
+    LocalizeParameters,
+    MineParameters,
+    NightlyParameters,
+    NoiseStudyParameters,
+    PatchSizeStudyParameters,
+    PredictabilityStudyParameters,
+    StudyParameters,
+    TimestepStudyParameters,
+    TranslateParameters,
+    TypicalityParameters,
+)
+from flows.typicality import how_measured, typicality
+
+MEASURING = (
+    TypicalityParameters,
+    MineParameters,
+    NightlyParameters,
+    LocalizeParameters,
+    TranslateParameters,
+    CompareParameters,
+    StudyParameters,
+    TimestepStudyParameters,
+    NoiseStudyParameters,
+    PatchSizeStudyParameters,
+    ClusterStudyParameters,
+    PredictabilityStudyParameters,
+    GeneratedStudyParameters,
+)
 
 FirstRun = tuple[Path, dict[str, Any], int]
 
@@ -44,3 +74,20 @@ def test_it_measures_what_mining_at_the_same_root_then_takes(
     )
     assert "finetune" not in later["computed"]
     assert results(root) == mined
+
+
+@pytest.mark.parametrize("kind", MEASURING)
+def test_the_spread_of_draws_is_in_every_units_key_and_on_every_page(
+    kind: type[TypicalityParameters],
+) -> None:
+    spreads: list[tuple[Literal["paired", "independent"], str]] = [
+        ("paired", "paired: opposite noise, timesteps spread evenly"),
+        ("independent", "independent, as in the paper"),
+    ]
+    for spread, said in spreads:
+        parameters = kind(dataset="d", root="r", draws_spread=spread)
+        if isinstance(parameters, NightlyParameters):
+            parameters = parameters.mining()
+        assert parameters.typicality_options(64)["spread"] == spread
+        assert how_measured(parameters, 64)["typicality"]["spread of draws"] == said
+    assert kind(dataset="d", root="r").draws_spread == "paired"

@@ -164,10 +164,7 @@ def test_an_images_features_are_the_mean_of_eight_noises_on_one_posterior_sample
     pipeline: Pipeline,
 ) -> None:
     pixels = np.random.default_rng(3).integers(0, 256, (64, 80, 3), np.uint8)
-    mean, std = pipeline.encode_posterior(
-        torch.from_numpy(pixels.transpose(2, 0, 1) / 127.5 - 1)[None]
-    )
-    latents = sample_posterior(mean, std, 42, ["a"])[0]
+    latents = sample_posterior(*pipeline.encode_pixels(pixels[None]), 42, ["a"])[0]
     draws = draw(42, (4, 8, 10), 8, (0.161, 0.162), spread=INDEPENDENT)
     assert draws.timesteps.tolist() == [161] * 8
     embeds = pipeline.embed_prompts(["An image of France."])[0]

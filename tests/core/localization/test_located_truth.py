@@ -12,10 +12,17 @@ from PIL import Image
 from written_images import put
 
 from diffmining_core.errors import InputError
-from diffmining_core.evaluation.masks import MaskFolder
+from diffmining_core.evaluation.masks import MaskFolder, hits, score_pixels
 from diffmining_core.images.pixels import model_scale, model_size, resized_hw
 from diffmining_core.images.shard_image import Box, ShardImage
-from diffmining_core.localization.truth import BoxTruth, MaskTruth, PlantedTruth, box_mask
+from diffmining_core.localization.truth import (
+    BoxMasks,
+    BoxTruth,
+    MaskTruth,
+    PlantedTruth,
+    box_mask,
+)
+from diffmining_core.store.maps import RaggedMaps
 
 
 def image(uri: str = "/x/crack/a.jpg", label: str = "crack", *boxes: Box) -> ShardImage:
@@ -111,3 +118,32 @@ def _white(width: int, height: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.full((height, width), 255, np.uint8)).save(buffer, "png")
     return buffer.getvalue()
+
+
+def test_boxes_are_masks_to_those_who_measure_against_masks() -> None:
+    left_half, nothing = (0.0, 0.0, 50.0, 64.0), (10.1, 10.1, 0.2, 0.2)
+    boxed = image("/x/a.jpg", "crack", left_half)
+    masks = BoxMasks.of(
+        [boxed, image("/x/b.jpg", "crack", nothing), image("/x/c.jpg", "crack"), image("/x/a.jpg")]
+    )
+    mask = masks.mask("/x/a.jpg", "crack", 64)
+    assert mask is not None
+    np.testing.assert_array_equal(mask, BoxTruth().mask(boxed, 64))
+    assert masks.mask("/x/b.jpg", "crack", 64) is None, "it covers no pixel"
+    assert masks.mask("/x/c.jpg", "crack", 64) is None
+    assert masks.mask("/x/a.jpg", "hole", 64) is None
+
+
+def test_maps_and_patches_are_measured_against_boxes() -> None:
+    hot = np.zeros((8, 12), np.float32)
+    hot[:, :6] = 1  # as the box
+    maps = RaggedMaps.pack([hot], [hot], [0.1], ["a" * 32], ["crack"], 2, 1)
+    masks = BoxMasks.of([image("/x/a.jpg", "crack", (0.0, 0.0, 48.0, 64.0))])
+    scores = score_pixels(maps, {("a" * 32, "crack"): "/x/a.jpg"}, masks, 64)["crack"]
+    assert scores.base_rate == pytest.approx(0.5)
+    assert scores.average_precision > 0.95
+    rows = [
+        {"kind": kind, "uri": "/x/a.jpg", "label": "crack", "y": 0, "x": x, "size": 16}
+        for kind, x in (("highest", 8), ("lowest", 72))
+    ]
+    assert hits(pa.Table.from_pylist(rows), masks, 64) == {"highest": 1, "lowest": 0}

@@ -49,6 +49,12 @@ def test_what_is_not_set_is_not_among_the_options() -> None:
     assert PromptTemplate().as_options() == {"prompt": "An image of {label}.", "null_prompt": ""}
 
 
+def test_null_and_detailed_prompts_are_shares_of_the_same_images() -> None:
+    DETAILED.check_shares(0.9)
+    with pytest.raises(InputError, match=r"null prompt \(0.95\).*\(0.1\) must add up to 1 at most"):
+        DETAILED.check_shares(0.95)
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [

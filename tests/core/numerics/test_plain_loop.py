@@ -76,8 +76,7 @@ def test_the_plain_loop_redraws_the_same_image(pipeline: Pipeline, tmp_path: Pat
     plain_inverted = plain_inversion(pipeline, picture, PROMPTS, timesteps[::-1])
     plain = plain_redrawing(pipeline, plain_inverted, "Almara", PROMPTS, 7.5)
 
-    pixel_values = torch.from_numpy(picture.pixels()).permute(2, 0, 1)[None].float() / 127.5 - 1
-    latents, _ = pipeline.encode_posterior(pixel_values)
+    latents, _ = pipeline.encode_pixels(picture.pixels()[None])
     source, target, null = pipeline.embed_prompts(
         [PROMPTS.of(picture.label), PROMPTS.of("Almara"), PROMPTS.null]
     ).chunk(3)

@@ -44,7 +44,6 @@ def latents_of(tiny: Pipeline) -> Callable[[list[ShardImage]], torch.Tensor]:
 
     def latents(images: list[ShardImage]) -> torch.Tensor:
         pixels = np.stack([np.array(Image.open(image.uri)) for image in images])
-        values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return tiny.encode_posterior(values)[0]
+        return tiny.encode_pixels(pixels)[0]
 
     return latents

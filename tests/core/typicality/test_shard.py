@@ -15,7 +15,7 @@ from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.models.tiny.train_base import build
-from diffmining_core.typicality.draws import draw, sample_posterior
+from diffmining_core.typicality.draws import draw, sampled_latents
 from diffmining_core.typicality.estimator import typicality
 from diffmining_core.typicality.shard import RowMap, TypicalityOptions, shard_typicality
 
@@ -160,8 +160,8 @@ def test_a_map_is_the_estimator_on_the_images_own_posterior_sample(
     pipeline: Pipeline, images: list[ShardImage]
 ) -> None:
     image = images[1]
-    pixels = torch.from_numpy(load_pixels(image.uri, 64)).permute(2, 0, 1)[None] / 127.5 - 1
-    latents = sample_posterior(*pipeline.encode_posterior(pixels), 42, [image.image_id])
+    pixels = load_pixels(image.uri, 64)
+    latents = sampled_latents(pipeline, pixels[None], [image.image_id], 42)
     mean, m2, null_loss, _ = typicality(
         pipeline,
         latents,
@@ -238,8 +238,7 @@ def test_another_seed_of_the_draws_leaves_the_images_as_they_are(
     other = measured(pipeline, images, replace(OPTIONS, draws_seed=7), 2)
     image = images[0]
     pixels = load_pixels(image.uri, 64, image.image_id)
-    values = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 127.5 - 1
-    latents = sample_posterior(*pipeline.encode_posterior(values), OPTIONS.seed, [image.image_id])
+    latents = sampled_latents(pipeline, pixels[None], [image.image_id], OPTIONS.seed)
     expected = typicality(
         pipeline,
         latents,
