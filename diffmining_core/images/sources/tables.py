@@ -157,7 +157,7 @@ def _rows(part: Part) -> Iterator[FoundImage]:
         has_path = pa.types.is_struct(schema.field(column).type) and (
             schema.field(column).type.get_field_index("path") >= 0
         )
-        if has_path and _has_no_bytes(parquet.metadata, f"{column}.bytes"):
+        if has_path and _has_no_bytes(parquet, column):
             raise InputError(
                 f"{part.url}: its column `{column}` has paths of images but not their bytes; write "
                 "the bytes into it, or give a manifest that has the paths in a column `uri`"
@@ -176,12 +176,15 @@ def _rows(part: Part) -> Iterator[FoundImage]:
         logger.warning("dataset: %s has no rows", part.url)
 
 
-def _has_no_bytes(metadata: pq.FileMetaData, leaf: str) -> bool:
-    """Whether all values at a path of the schema are null, as far as the footer tells."""
+def _has_no_bytes(parquet: pq.ParquetFile, column: str) -> bool:
+    """Whether the bytes of all images in a column of structs are null, as far as the footer tells."""
+    if pa.types.is_null(parquet.schema_arrow.field(column).type.field("bytes").type):
+        return True
+    metadata = parquet.metadata
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         columns = map(group.column, range(group.num_columns))
-        statistics = next(c.statistics for c in columns if c.path_in_schema == leaf)
-        if statistics is None or statistics.null_count != group.num_rows:
+        leaf = next(c for c in columns if c.path_in_schema == f"{column}.bytes")
+        if leaf.statistics is None or leaf.statistics.null_count != group.num_rows:
             return False
     return bool(metadata.num_rows)
 
