@@ -177,7 +177,7 @@ def _rows(part: Part) -> Iterator[FoundImage]:
 
 
 def _has_no_bytes(parquet: pq.ParquetFile, column: str) -> bool:
-    """Whether the bytes of all images in a column of structs are null, as far as the footer tells."""
+    """Whether the bytes of all images in a column of structs are null, as the footer tells."""
     if pa.types.is_null(parquet.schema_arrow.field(column).type.field("bytes").type):
         return True
     metadata = parquet.metadata

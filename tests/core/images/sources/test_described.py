@@ -198,8 +198,8 @@ def test_the_real_files_of_chestxray8_are_read_whole(published_csvs: Path, tmp_p
         shutil.copy(published_csvs / name, tmp_path / name)
     layout = load_recipe("xray").layout(MINED)
     assert isinstance(layout, TableLayout)
-    file = str(tmp_path / "Data_Entry_2017_v2020.csv.gz")
-    label_file = [row.values for row in rows(file, layout.table)]
+    published = str(tmp_path / "Data_Entry_2017_v2020.csv.gz")
+    label_file = [row.values for row in rows(published, layout.table)]
     assert len({row["Image Index"] for row in label_file}) == len(label_file) == 112_120
     assert Counter(label for row in label_file for label in row["Finding Labels"].split("|")) == {
         "No Finding": 60_361, "Infiltration": 19_894, "Effusion": 13_317, "Atelectasis": 11_559,
