@@ -116,7 +116,7 @@ class TextTable:
         self.delimiter = delimiter
         self._lines = _Lines(file, text)
         self._is_quoted = delimiter != "\t"
-        self._width = len(names)
+        self._width = 0  # until the first line is read
         if heading:
             fields = self._heading()
             self._width = max(len(names), len(fields))
@@ -137,7 +137,7 @@ class TextTable:
             if fault is None and not fields:
                 continue
             if fault is None:
-                self._width = self._width or len(fields)  # without heading, the first row's
+                self._width = self._width or max(named, len(fields))
                 if len(fields) < named or any(fields[self._width :]):
                     fault = f"its row has {len(fields)} fields, the first line {self._width}"
                 else:

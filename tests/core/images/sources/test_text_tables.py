@@ -82,6 +82,13 @@ def test_empty_lines_are_no_rows_and_extra_fields_only_where_they_are_empty() ->
     ]
 
 
+def test_without_heading_the_first_row_says_how_many_fields_there_are() -> None:
+    text = io.StringIO("a.jpg hat x\nb.jpg hat\nc.jpg hat x y\n")
+    rows = list(TextTable("t.txt", text, " ", ("file", "label"), heading=False).rows())
+    wanted = [None, None, "its row has 4 fields, the first line 3"]
+    assert [row.fault for row in rows] == wanted
+
+
 @pytest.mark.parametrize(
     "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
 )
