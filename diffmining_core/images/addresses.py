@@ -46,8 +46,10 @@ TRUST_SECONDS = 10.0
 MAX_ROW_GROUP_BYTES = 256 * 2**20
 """Memory for row groups; the latest is held whatever its size."""
 
-_MEMBER = re.compile(r"(?P<file>.+\.tar)#bytes=(?P<start>\d+)-(?P<end>\d+)/[^/]*", re.DOTALL)
-_ROW = re.compile(r"(?P<file>.+\.parquet)#row=(?P<row>\d+)&column=(?P<column>[^/]*)/[^/]*", re.S)
+_MEMBER = re.compile(r"(?P<file>.+\.tar)#bytes=(?P<start>\d+)-(?P<end>\d+)/[^/]*", re.S | re.I)
+_ROW = re.compile(
+    r"(?P<file>.+\.parquet)#row=(?P<row>\d+)&column=(?P<column>[^/]*)/[^/]*", re.S | re.I
+)
 _ODD = re.compile(r"[^\w .,()+=@-]")
 
 

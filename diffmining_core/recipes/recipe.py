@@ -102,7 +102,9 @@ def load_recipe(name_or_path: str) -> Recipe:
     """The recipe of this name, or in this file; InputError for what is wrong with it."""
     path = recipe_file(name_or_path)
     try:
-        return _recipe(path.stem, path, _File(**tomllib.loads(path.read_text(encoding="utf-8"))))
+        return _recipe(
+            path.stem, path, _File(**tomllib.loads(path.read_text(encoding="utf-8-sig")))
+        )
     except ValidationError as error:
         raise InputError(f"recipe {path}: {'; '.join(_wrong(error))}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

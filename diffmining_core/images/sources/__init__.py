@@ -31,6 +31,7 @@ from diffmining_core.images.sources.manifests import ManifestSource
 from diffmining_core.images.sources.names import rubbish
 from diffmining_core.images.sources.tables import TableSource, image_column_of
 from diffmining_core.images.sources.tars import TarSource
+from diffmining_core.images.sources.text_tables import table_suffix
 from diffmining_core.store.roots import explained, filesystem
 
 SPLITS = frozenset(
@@ -38,11 +39,12 @@ SPLITS = frozenset(
 )
 """Names of folders, in lower case, that hold labels rather than being one."""
 
-PART_SUFFIXES = (".csv", ".tsv", ".parquet", ".tar")
+TEXT_SUFFIXES = (".csv", ".tsv")  # also with `.gz`
+PART_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".tar")
 
 WANTED = (
-    "give a folder with one sub-folder of images per label, a manifest (.csv, .tsv, .parquet), "
-    "WebDataset tars (.tar) or Parquet files with the images in them"
+    "give a folder with one sub-folder of images per label, a manifest (.csv, .tsv, .csv.gz, "
+    ".tsv.gz, .parquet), WebDataset tars (.tar) or Parquet files with the images in them"
 )
 
 
@@ -263,7 +265,11 @@ def _source_of_files(place: _Place, infos: Sequence[dict[str, Any]]) -> Source:
 
 
 def _suffix(info: dict[str, Any]) -> str:
-    return PurePosixPath(info["name"]).suffix if info["type"] == "file" else ""
+    """How a file's name ends, in small letters; a packed table as if it were not."""
+    if info["type"] != "file":
+        return ""
+    inner = table_suffix(info["name"])
+    return inner if inner in TEXT_SUFFIXES else PurePosixPath(info["name"]).suffix.lower()
 
 
 def _is_rubbish(info: dict[str, Any]) -> bool:

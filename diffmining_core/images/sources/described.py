@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
-from itertools import product
+from itertools import islice, product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,7 +23,8 @@ from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
 from diffmining_core.images.sources.image_files import ImageFiles, ListedFiles, SoughtFiles
 from diffmining_core.images.sources.layouts import BoxTable, NameTable, Table, TableLayout
 from diffmining_core.images.sources.rows import Record, listed_names, rows
-from diffmining_core.images.tally import Tally
+from diffmining_core.images.sources.text_tables import has_control, has_line_break, is_decoded
+from diffmining_core.images.tally import NAMED, Tally
 from diffmining_core.store.roots import explained
 
 Boxes: TypeAlias = Mapping[str, Mapping[str, Sequence[Box]]]
@@ -96,33 +97,53 @@ class DescribedSource:
                 return OTHER_LABEL
             return UNBOXED if layout.boxes and layout.boxes.only and name not in boxes else None
 
-        places = list(layout.each.values())
         table = self._file(layout.table)
-        found = bytearray()
-        for number, row in enumerate(rows(table, layout.table)):
-            labels, fault = self._labels(row, names)
-            for values in product(*places):
-                record = {**row, **dict(zip(layout.each, values, strict=True))}
+        listing = files if isinstance(files, ListedFiles) else None
+        seen = bytearray()
+        for row in rows(table, layout.table, self._columns):
+            place = f"{table}#{row.place}"
+            if row.fault is not None:
+                yield place, FoundImage.faulty(place, "", row.fault)
+                continue
+            labels, fault = self._labels(row.values, names)
+            for values in product(*layout.each.values()):
+                record = {**row.values, **dict(zip(layout.each, values, strict=True))}
                 name = _filled(layout.image_file, record)
-                if name is None:
-                    place = f"{table}#row={number}"
-                    yield place, FoundImage.faulty(place, "", "its row names no file")
+                if wrong := _wrong_name(name):
+                    yield place, FoundImage.faulty(place, "", wrong)
                     continue
-                if reason := left_out(name, labels, fault):
+                assert name is not None
+                reason = left_out(name, labels, fault)
+                there = files.find(name) if listing or not reason else None
+                if there:
+                    seen += _name_hash(name)
+                if reason:
                     self.left_out.add(reason, name)
-                elif there := files.find(name):
-                    found += _name_hash(name)
-                    yield from self._found(name, there, row, labels, fault, boxes.get(name, {}))
+                elif there:
+                    own = boxes.get(name, {})
+                    yield from self._found(name, there, row.values, labels, fault, own)
                 elif layout.missing == "leave out":
                     self.left_out.add(NOT_THERE, name)
                 else:
-                    place = self._address(f"{self._image_folders[0]}/{name}")
+                    address = self._address(f"{self._image_folders[0]}/{name}")
                     label = labels[0] if labels else ""
-                    yield name, FoundImage.faulty(place, label, "there is no such image")
-        if isinstance(files, ListedFiles) and not self.left_out.counts.keys() - {NOT_THERE}:
-            named = len(np.unique(np.frombuffer(bytes(found), f"S{HASH_BYTES}")))
-            if unnamed := files.count - named:
-                self.left_out.add(UNNAMED, count=unnamed)
+                    yield name, FoundImage.faulty(address, label, "there is no such image")
+        if listing:
+            self._leave_out_unnamed(listing, _Names.of_hashes(bytes(seen)))
+
+    @property
+    def _columns(self) -> list[tuple[str, ...]]:
+        """The columns that the table needs, each by the names that it may have."""
+        layout = self.layout
+        filled = [tuple(match.split("|")) for match in _COLUMN.findall(layout.image_file)]
+        others = [(name,) for name in (layout.label, layout.detail) if name]
+        return [names for names in (*filled, *others) if not set(names) & layout.each.keys()]
+
+    def _leave_out_unnamed(self, files: ListedFiles, named: _Names) -> None:
+        """Count the images that are there without a row."""
+        if count := files.count - len(named):
+            unnamed = (name for name in files.names() if name not in named)
+            self.left_out.add(UNNAMED, *islice(unnamed, NAMED), count=count)
 
     def _found(
         self,
@@ -175,6 +196,10 @@ class DescribedSource:
         labels = [label for part in parts if (label := part.strip())]
         if not labels:
             return (), "it has no label"
+        if not is_decoded(text):
+            return (), "its label is no text"
+        if any(map(has_line_break, labels)):
+            return (), "its label has a line break"
         if names is not None:
             if unknown := [label for label in labels if label not in names]:
                 return (
@@ -194,23 +219,24 @@ class DescribedSource:
 
     def _label_names(self, table: NameTable) -> Mapping[str, str]:
         """What labels are called, by what stands for them."""
+        file = self._file(table)
         return {
-            _text(row.get(table.code)): _text(row.get(table.name))
-            for row in rows(self._file(table), table)
+            _text(values.get(table.code)): _text(values.get(table.name))
+            for _, values in _sound_rows(file, table, (table.code, table.name))
         }
 
     def _boxes(self, table: BoxTable) -> Boxes:
         """All boxes: experts draw few enough to hold them."""
         boxes: dict[str, dict[str, list[Box]]] = defaultdict(lambda: defaultdict(list))
         file = self._file(table)
-        for number, row in enumerate(rows(file, table), start=1):
-            image, label = _text(row.get(table.image)), _text(row.get(table.label))
+        for place, values in _sound_rows(file, table, (table.image, table.label, *table.box)):
+            image, label = _text(values.get(table.image)), _text(values.get(table.label))
             try:
-                left, top, width, height = (float(row[column]) for column in table.box)
+                left, top, width, height = (float(values[column]) for column in table.box)
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(
-                    f"{file}: box {number} should have the numbers {', '.join(table.box)}, but has "
-                    f"{', '.join(str(row.get(column)) for column in table.box)}"
+                    f"{file}#{place}: a box should have the numbers {', '.join(table.box)}, but "
+                    f"has {', '.join(str(values.get(column)) for column in table.box)}"
                 ) from error
             boxes[image][table.rename.get(label, label)].append((left, top, width, height))
         return boxes
@@ -260,8 +286,17 @@ class _Names:
     """A set of names, by 16 bytes each."""
 
     def __init__(self, names: Iterable[str]) -> None:
-        hashes = b"".join(_name_hash(name) for name in names)
-        self._hashes: Hashes = np.unique(np.frombuffer(hashes, f"S{HASH_BYTES}"))
+        self._hashes = _unique_hashes(b"".join(map(_name_hash, names)))
+
+    @classmethod
+    def of_hashes(cls, hashes: bytes) -> _Names:
+        """The names with these hashes, one after the other."""
+        names = cls(())
+        names._hashes = _unique_hashes(hashes)
+        return names
+
+    def __len__(self) -> int:
+        return len(self._hashes)
 
     def __contains__(self, name: str) -> bool:
         wanted = np.frombuffer(_name_hash(name), f"S{HASH_BYTES}")
@@ -269,8 +304,29 @@ class _Names:
         return place < len(self._hashes) and bool(self._hashes[place] == wanted[0])
 
 
+def _unique_hashes(hashes: bytes) -> Hashes:
+    return np.unique(np.frombuffer(hashes, f"S{HASH_BYTES}"))
+
+
 def _name_hash(name: str) -> bytes:
     return hashlib.blake2b(name.encode(errors="replace"), digest_size=HASH_BYTES).digest()
+
+
+def _sound_rows(file: str, table: Table, columns: Sequence[str]) -> Iterator[tuple[str, Record]]:
+    """The place and the values of each row of a small table; InputError if one has a fault."""
+    for place, values, fault in rows(file, table, [(column,) for column in columns]):
+        if fault is not None:
+            raise InputError(f"{file}#{place}: {fault}")
+        yield place, values
+
+
+def _wrong_name(name: str | None) -> str | None:
+    """Why a name is that of no file."""
+    if name is None:
+        return "its row names no file"
+    if has_control(name) or not is_decoded(name):
+        return "its file name has control characters"
+    return None
 
 
 def _filled(pattern: str, row: Record) -> str | None:

@@ -48,6 +48,10 @@ class ListedFiles:
         found: tuple[str, str] | None = self._files.execute(query, (name,)).fetchone()
         return found
 
+    def names(self) -> Iterator[str]:
+        """All of them, in order."""
+        return (name for (name,) in self._files.execute("SELECT name FROM files ORDER BY name"))
+
 
 class SoughtFiles:
     """Image files that are looked for one by one: for a few of them, listing none."""

@@ -3,37 +3,54 @@
 from __future__ import annotations
 
 import json
+import math
 import posixpath
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.csv
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.addresses import opened, opened_parquet, parquet_batches
+from diffmining_core.images.addresses import opened_parquet, parquet_batches
 from diffmining_core.images.planning import Listing, Part, parts_digest, plan_rows
 from diffmining_core.images.shard_image import Box
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard, boxes_of
 from diffmining_core.images.sources.tables import (
     LABEL_COLUMNS,
+    URI_COLUMNS,
+    check_label_type,
     class_names,
+    column_values,
+    is_text,
     label_text,
     labels_in,
+    named_column,
     separator,
+)
+from diffmining_core.images.sources.text_tables import (
+    TextTable,
+    has_control,
+    has_line_break,
+    opened_text,
+    table_suffix,
 )
 from diffmining_core.store.roots import explained
 
-URI_COLUMNS = ("uri", "path", "file_name", "image")
-ID_COLUMNS = ("image_id", "sha256")
-SIZE_COLUMNS = ("width", "height")
-NOTE_COLUMNS = ("detail", "boxes")
+COLUMNS = {
+    "uri": URI_COLUMNS,
+    "label": LABEL_COLUMNS,
+    "image_id": ("image_id", "sha256"),
+    "width": ("width",),
+    "height": ("height",),
+    "detail": ("detail",),
+    "boxes": ("boxes",),
+}
+"""What the columns may be called, in small letters or capitals."""
+
+OTHER_THINGS = list(COLUMNS)[2:]
 
 BATCH = 10_000
-AHEAD = 8 * 2**20
-"""Bytes that are fetched at once from a manifest that is not on this machine."""
 
 MAX_SIDE = 2**31 - 1
 
@@ -74,12 +91,9 @@ class ManifestSource:
         """Each image with the address that the manifest has for it."""
         for part in self.parts:
             folder = part.url.rpartition("/")[0]
-            row = 0
             with explained(part.url):
-                for batch in _batches(part.url):
-                    for entry in batch:
-                        yield from _named_images(entry, f"{part.url}#row={row}", folder)
-                        row += 1
+                for place, entry in _entries(part.url):
+                    yield from _named_images(entry, f"{part.url}#{place}", folder)
 
 
 class Entry(NamedTuple):
@@ -102,8 +116,12 @@ def _named_images(entry: Entry, place: str, folder: str) -> Iterator[tuple[str, 
         fault = "its row names no file"
     address = _absolute(uri, folder) if uri else place
     name = (uri if "://" in uri else posixpath.normpath(uri)) if uri else place
+    if fault is None and has_control(uri):
+        fault = "its file name has control characters"
     if fault is None and not labels:
         fault = "it has no label"
+    if fault is None and any(map(has_line_break, labels)):
+        fault = "its label has a line break"
     if fault is None and image_id and not _HEX.fullmatch(image_id.lower()):
         fault = f"its image id {image_id[:80]!r} is not 32 or 64 hex digits"
     width, height = _side(entry.width), _side(entry.height)
@@ -156,10 +174,12 @@ def _side(value: Any) -> int | None:
     if value is None or value == "":
         return 0
     try:
-        side = int(value)
-    except (TypeError, ValueError, OverflowError):
+        side = float(value)
+    except (TypeError, ValueError):
         return None
-    return side if side == float(value) and 0 < side <= MAX_SIDE else None
+    if math.isnan(side):  # how some write that nothing is given
+        return 0
+    return int(side) if 0 < side <= MAX_SIDE and side.is_integer() else None
 
 
 def _absolute(uri: str, folder: str) -> str:
@@ -169,96 +189,87 @@ def _absolute(uri: str, folder: str) -> str:
     return protocol + mark + posixpath.normpath(f"{path}/{uri}")
 
 
-def _batches(file: str) -> Iterator[list[Entry]]:
-    if PurePosixPath(file).suffix == ".parquet":
-        yield from _parquet_batches(file)
-    else:
-        yield from _text_batches(file)
+def _entries(file: str) -> Iterator[tuple[str, Entry]]:
+    """Each row with its place in the file, as `line=7` or `row=3`."""
+    return _parquet_entries(file) if table_suffix(file) == ".parquet" else _text_entries(file)
 
 
-def _parquet_batches(file: str) -> Iterator[list[Entry]]:
+def _parquet_entries(file: str) -> Iterator[tuple[str, Entry]]:
     with opened_parquet(file) as parquet:
         schema = parquet.schema_arrow
         columns = _columns(file, schema.names)
         names = class_names(schema, columns["label"])
+        between = separator(columns["label"])
+        check_label_type(file, schema.field(columns["label"]))
+        for thing in ("uri", "image_id", "detail"):
+            if thing in columns:
+                _check_text_type(file, schema.field(columns[thing]), thing)
+        row = 0
         for batch in parquet_batches(parquet, BATCH, list(columns.values())):
-            yield _entries(batch, columns, names)
+            nothing = [None] * batch.num_rows
+            values = {thing: column_values(file, batch, name) for thing, name in columns.items()}
+            for uri, label, *others in zip(
+                *(values.get(thing, nothing) for thing in ("uri", "label", *OTHER_THINGS)),
+                strict=True,
+            ):
+                yield f"row={row}", _entry(uri, labels_in(label, names, between), *others)
+                row += 1
 
 
-def _text_batches(file: str) -> Iterator[list[Entry]]:
-    delimiter = "\t" if PurePosixPath(file).suffix == ".tsv" else ","
-    unreadable: list[Entry] = []
-
-    def note(row: Any) -> str:
-        text = " ".join((row.text or "").split())[:80]
-        unreadable.append(
-            Entry(
-                "",
-                (),
-                fault=f"its row has {row.actual_columns} fields, the first line "
-                f"{row.expected_columns}: {text}",
-            )
-        )
-        return "skip"
-
-    one_thread = pyarrow.csv.ReadOptions(use_threads=False)  # which is then the only one to note
-    parse = pyarrow.csv.ParseOptions(delimiter=delimiter, invalid_row_handler=note)
-    try:
-        with opened(file, AHEAD) as handle:
-            head = pyarrow.csv.open_csv(handle, one_thread, parse)
-            columns = _columns(file, head.schema.names)
-        unreadable.clear()
-        convert = pyarrow.csv.ConvertOptions(
-            include_columns=list(columns.values()),
-            column_types=dict.fromkeys(columns.values(), pa.string()),
-        )
-        with opened(file, AHEAD) as handle:
-            for batch in pyarrow.csv.open_csv(handle, one_thread, parse, convert):
-                yield _entries(batch, columns, None)
-                yield unreadable[:]
-                unreadable.clear()
-        yield unreadable
-    except pa.ArrowInvalid as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{file} is no readable table ({reason})") from error
+def _text_entries(file: str) -> Iterator[tuple[str, Entry]]:
+    delimiter = "\t" if table_suffix(file) == ".tsv" else ","
+    with opened_text(file) as text:
+        table = TextTable(file, text, delimiter)
+        columns = {
+            thing: table.names.index(name) for thing, name in _columns(file, table.names).items()
+        }
+        uri, label = columns["uri"], columns["label"]
+        between = separator(table.names[label])
+        others = [columns.get(thing) for thing in OTHER_THINGS]
+        for line, fields, fault in table.rows(uri):
+            if fault is not None:
+                yield f"line={line}", Entry("", (), fault=fault)
+                continue
+            labels = labels_in(fields[label], None, between)
+            found = [None if place is None else fields[place] for place in others]
+            yield f"line={line}", _entry(fields[uri], labels, *found)
 
 
 def _columns(file: str, names: Sequence[str]) -> dict[str, str]:
     """What each wanted thing is called in this manifest."""
-    wanted = {"uri": URI_COLUMNS, "label": LABEL_COLUMNS, "image_id": ID_COLUMNS}
-    columns = {
-        thing: next(name for name in choices if name in names)
-        for thing, choices in wanted.items()
-        if set(choices) & set(names)
-    }
+    found = {thing: named_column(file, names, choices) for thing, choices in COLUMNS.items()}
+    columns = {thing: name for thing, name in found.items() if name is not None}
     if "uri" not in columns or "label" not in columns:
         raise InputError(
             f"{file}: expected the columns `uri` (or `path`, `file_name`, `image`) and `label` (or "
             f"`labels`), found {', '.join(names)}"
         )
-    return columns | {name: name for name in (*SIZE_COLUMNS, *NOTE_COLUMNS) if name in names}
+    return columns
 
 
-def _entries(
-    batch: pa.RecordBatch, columns: Mapping[str, str], names: Sequence[str] | None
-) -> list[Entry]:
-    nothing = [None] * batch.num_rows
-    values = {thing: batch.column(name).to_pylist() for thing, name in columns.items()}
-    between = separator(columns["label"])
-    return [
-        Entry(
-            label_text(uri),
-            labels_in(label, names, between),
-            label_text(image_id),
-            width,
-            height,
-            label_text(detail),
-            boxes,
+def _check_text_type(file: str, field: pa.Field, thing: str) -> None:
+    """InputError for a column that should hold text and does not."""
+    if not is_text(field.type):
+        wanted = {
+            "uri": "the names of the images",
+            "image_id": "the first 32 or all 64 hex digits of the files' sha256",
+            "detail": "text",
+        }[thing]
+        raise InputError(
+            f"{file}: its column `{field.name}` should hold {wanted}, but is {field.type}; rename "
+            "it if it means something else"
         )
-        for uri, label, image_id, width, height, detail, boxes in zip(
-            values["uri"],
-            values["label"],
-            *(values.get(thing, nothing) for thing in ("image_id", *SIZE_COLUMNS, *NOTE_COLUMNS)),
-            strict=True,
-        )
-    ]
+
+
+def _entry(
+    uri: object,
+    labels: Sequence[str],
+    image_id: object,
+    width: object,
+    height: object,
+    detail: object,
+    boxes: object,
+) -> Entry:
+    return Entry(
+        label_text(uri), labels, label_text(image_id), width, height, label_text(detail), boxes
+    )

@@ -2,101 +2,137 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
-import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import PurePosixPath
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.addresses import opened, opened_parquet, parquet_batches
+from diffmining_core.images.addresses import opened_parquet, parquet_batches
 from diffmining_core.images.sources.layouts import Table
+from diffmining_core.images.sources.text_tables import (
+    UNDECODED,
+    TextTable,
+    is_decoded,
+    opened_text,
+    table_suffix,
+)
 from diffmining_core.store.roots import explained
 
 Record: TypeAlias = Mapping[str, Any]
 """A row's values by their columns."""
 
-AHEAD = 8 * 2**20
-"""Bytes that are fetched at once from a file that is not on this machine."""
-
 BATCH = 10_000
 
 
-def rows(file: str, table: Table) -> Iterator[Record]:
+class Row(NamedTuple):
+    """A row of a table; place: in its file, as `line=7`; fault: why its values cannot be told."""
+
+    place: str
+    values: Record
+    fault: str | None = None
+
+
+def rows(file: str, table: Table, columns: Sequence[Sequence[str]] = ()) -> Iterator[Row]:
     """The rows of the file at a path or URL, read as they are asked for.
 
-    A JSON file is read whole. InputError if it is no such table.
+    columns: those that are needed, each by the names that it may have; the first of them names the
+    images. A JSON file is read whole, and its records may lack any. InputError if it is no such
+    table.
     """
-    suffix = PurePosixPath(file.removesuffix(".gz")).suffix
+    suffix = table_suffix(file)
     with explained(file):
-        try:
-            if suffix == ".parquet":
-                yield from _parquet_rows(file)
-            elif suffix == ".json":
-                yield from _json_rows(file, table)
-            elif suffix in (".jsonl", ".ndjson"):
-                with _text(file) as lines:
-                    yield from (_record(file, json.loads(line)) for line in lines if line.strip())
-            else:
-                delimiter = table.delimiter or ("\t" if suffix == ".tsv" else ",")
-                yield from _text_rows(file, table, delimiter)
-        except (csv.Error, json.JSONDecodeError, UnicodeDecodeError, EOFError, OSError) as error:
-            if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
-                raise
-            raise InputError(f"{file} is no readable table ({error})") from error
+        if suffix == ".parquet":
+            yield from _parquet_rows(file, columns)
+        elif suffix == ".json":
+            yield from _json_rows(file, table)
+        elif suffix in (".jsonl", ".ndjson"):
+            yield from _json_lines(file)
+        else:
+            delimiter = table.delimiter or ("\t" if suffix == ".tsv" else ",")
+            yield from _text_rows(file, table, delimiter, columns)
 
 
 def listed_names(file: str) -> Iterator[str]:
     """The names in a list: a JSON list, or text with one a line."""
     with explained(file):
-        if not file.removesuffix(".gz").endswith(".json"):
-            with _text(file) as lines:
-                yield from (name for line in lines if (name := line.strip()))
+        if table_suffix(file) == ".json":
+            names = _json(file)
+            if not isinstance(names, list):
+                raise InputError(f"{file}: expected a JSON list of names, found {_kind(names)}")
+            yield from map(str, names)
             return
-        with _text(file) as text:
-            names = json.load(text)
-        if not isinstance(names, list):
-            raise InputError(f"{file}: expected a JSON list of names, found {_kind(names)}")
-        yield from map(str, names)
+        with opened_text(file) as text:
+            for number, line in enumerate(text, start=1):
+                if not is_decoded(line):
+                    raise InputError(f"{file}: line {number}: {UNDECODED}; save the list as UTF-8")
+                if name := line.strip():
+                    yield name
 
 
-@contextmanager
-def _text(file: str) -> Iterator[io.TextIOWrapper]:
-    with opened(file, AHEAD) as handle:
-        data = gzip.GzipFile(fileobj=handle) if file.endswith(".gz") else handle
-        with io.TextIOWrapper(data, encoding="utf-8-sig", newline="") as text:
-            yield text
+def _text_rows(
+    file: str, table: Table, delimiter: str, columns: Sequence[Sequence[str]]
+) -> Iterator[Row]:
+    with opened_text(file) as text:
+        read = TextTable(file, text, delimiter, table.columns, table.heading)
+        names = read.names
+        places = [_place(file, names, choices) for choices in columns]
+        for line, fields, fault in read.rows(*places[:1]):
+            yield Row(f"line={line}", dict(zip(names, fields, strict=False)), fault)
 
 
-def _text_rows(file: str, table: Table, delimiter: str) -> Iterator[Record]:
-    """Names and values are paired from the left: published headings are longer than their rows."""
-    with _text(file) as text:
-        lines = csv.reader(text, delimiter=delimiter)
-        names: Iterable[str] = table.columns
-        if table.heading:
-            heading = next(lines, None)
-            if heading is None:
-                raise InputError(f"{file} is empty")
-            names = names or [name.strip() for name in heading]
-        yield from (dict(zip(names, line, strict=False)) for line in lines if line)
+def _place(file: str, names: Sequence[str], choices: Sequence[str]) -> int:
+    """The number of the first of the columns with these names; InputError if there is none, or if
+    two have the same name."""
+    wanted = " or ".join(f"`{name}`" for name in choices)
+    found = [name for name in choices if name in names]
+    if not found:
+        raise InputError(
+            f"{file}: expected a column {wanted}, which its recipe reads, found {', '.join(names)}"
+        )
+    if twice := next((name for name in found if names.count(name) > 1), None):
+        raise InputError(f"{file}: two of its columns are called `{twice}`; rename one of them")
+    return names.index(found[0])
 
 
-def _json_rows(file: str, table: Table) -> Iterator[Record]:
-    with _text(file) as text:
-        records = json.load(text)
+def _json(file: str) -> Any:
+    with opened_text(file) as text:
+        try:
+            return json.load(text)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise InputError(f"{file} is no readable JSON ({error})") from error
+
+
+def _json_rows(file: str, table: Table) -> Iterator[Row]:
+    records = _json(file)
     if isinstance(records, dict):
-        for name, record in records.items():
-            yield {**_record(file, record), table.key or "name": name}
-    elif isinstance(records, list):
-        yield from (_record(file, record) for record in records)
-    else:
+        key = table.key or "name"
+        records = [_record(file, record) | {key: name} for name, record in records.items()]
+    if not isinstance(records, list):
         raise InputError(f"{file}: expected records in JSON, found {_kind(records)}")
+    for number, record in enumerate(records):
+        yield Row(f"row={number}", _record(file, record))
 
 
-def _record(file: str, record: Any) -> Record:
+def _json_lines(file: str) -> Iterator[Row]:
+    with opened_text(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield _json_line(f"line={number}", line)
+
+
+def _json_line(place: str, line: str) -> Row:
+    if not is_decoded(line):
+        return Row(place, {}, UNDECODED)
+    try:
+        record = json.loads(line)
+    except (json.JSONDecodeError, RecursionError):
+        return Row(place, {}, "its line is no JSON")
+    if not isinstance(record, dict):
+        return Row(place, {}, f"its row is no JSON object but {_kind(record)}")
+    return Row(place, record)
+
+
+def _record(file: str, record: Any) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise InputError(f"{file}: expected a JSON object for each row, found {_kind(record)}")
     return record
@@ -107,7 +143,13 @@ def _kind(value: Any) -> str:
     return kinds.get(type(value).__name__, "a number or nothing")
 
 
-def _parquet_rows(file: str) -> Iterator[Record]:
+def _parquet_rows(file: str, columns: Sequence[Sequence[str]]) -> Iterator[Row]:
     with opened_parquet(file) as parquet:
-        for batch in parquet_batches(parquet, BATCH, parquet.schema_arrow.names):
-            yield from batch.to_pylist()
+        names = parquet.schema_arrow.names
+        for choices in columns:
+            _place(file, names, choices)
+        number = 0
+        for batch in parquet_batches(parquet, BATCH, names):
+            for values in batch.to_pylist():
+                yield Row(f"row={number}", values)
+                number += 1

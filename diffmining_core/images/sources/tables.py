@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pyarrow as pa
 
@@ -18,7 +19,12 @@ from diffmining_core.images.shards import FoundImage
 from diffmining_core.images.tally import Tally
 from diffmining_core.store.roots import explained
 
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+URI_COLUMNS = ("uri", "path", "file_name", "image")
 LABEL_COLUMNS = ("label", "labels")
+IMAGE_COLUMN = "image"
 
 BATCH = 10_000
 """Rows that are listed at once; the images themselves are not read."""
@@ -50,44 +56,117 @@ def image_column_of(file: str) -> str | None:
 
 
 def _image_column(file: str, schema: pa.Schema) -> str | None:
-    columns = [field.name for field in schema if _holds_bytes(field.type)]
-    if "image" in columns:
-        return "image"
+    texts = {*LABEL_COLUMNS, *URI_COLUMNS} - {IMAGE_COLUMN}  # which may be stored as bytes
+    columns = [
+        field.name for field in schema if _holds_bytes(field.type) and _key(field.name) not in texts
+    ]
+    if (named := named_column(file, columns, (IMAGE_COLUMN,))) or not columns:
+        return named
     if len(columns) > 1:
         raise InputError(
             f"{file}: its columns {', '.join(columns)} all hold bytes; call the one with the "
             "images `image`"
         )
-    return columns[0] if columns else None
+    return str(columns[0])
+
+
+def named_column(file: str, names: Sequence[str], choices: Sequence[str]) -> str | None:
+    """The column that is called by one of the choices, in small letters or capitals.
+
+    None if there is none; InputError if there are several.
+    """
+    found = [name for name in names if _key(name) in choices]
+    if len(found) > 1:
+        raise InputError(
+            f"{file}: expected one column called {' or '.join(f'`{name}`' for name in choices)}, "
+            f"found {' and '.join(f'`{name}`' for name in found)}; rename all but one of them"
+        )
+    return found[0] if found else None
+
+
+def _key(name: str) -> str:
+    return name.strip().lower()
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0 and _holds_bytes(kind.field("bytes").type)
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        place = kind.get_field_index("bytes")
+        return place >= 0 and (_is_bytes(kind[place].type) or pa.types.is_null(kind[place].type))
+    return _is_bytes(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    tests = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    return any(test(kind) for test in tests)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether values of this type are text, as such or as bytes, or nothing."""
+    if pa.types.is_dictionary(kind):
+        return is_text(kind.value_type)
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return _is_bytes(kind) or pa.types.is_null(kind) or any(test(kind) for test in tests)
+
+
+def check_label_type(file: str, field: pa.Field) -> None:
+    """InputError unless the column holds text or numbers, or lists of them."""
+    kind = field.type
+    if any(test(kind) for test in _LISTS) or pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    if pa.types.is_dictionary(kind):  # in lists
+        kind = kind.value_type
+    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    if not is_text(kind) and not any(test(kind) for test in numbers):
+        raise InputError(
+            f"{file}: its column `{field.name}` should hold labels as text or numbers, or lists of "
+            f"them, but is {field.type}"
+        )
+
+
+_LISTS = (
+    pa.types.is_list,
+    pa.types.is_large_list,
+    pa.types.is_fixed_size_list,
+    pa.types.is_list_view,
+    pa.types.is_large_list_view,
+)
+
+
+def column_values(file: str, batch: pa.RecordBatch, column: str) -> list[Any]:
+    """The values of a column; InputError if its text is no UTF-8."""
+    try:
+        return cast("list[Any]", batch.column(column).to_pylist())
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: its column `{column}` has text that is not in UTF-8") from error
 
 
 def _rows(part: Part) -> Iterator[FoundImage]:
     with explained(part.url), opened_parquet(part.url) as parquet:
         schema = parquet.schema_arrow
         column = _image_column(part.url, schema)
-        label_column = next((name for name in LABEL_COLUMNS if name in schema.names), None)
+        label_column = named_column(part.url, schema.names, LABEL_COLUMNS)
         if column is None or label_column is None:
             raise InputError(
                 f"{part.url}: expected a column with the images' bytes and one called `label`, "
                 f"found {', '.join(schema.names)}"
             )
+        check_label_type(part.url, schema.field(label_column))
         labels_of = partial(
             labels_in, names=class_names(schema, label_column), separator=separator(label_column)
         )
         has_path = pa.types.is_struct(schema.field(column).type) and (
             schema.field(column).type.get_field_index("path") >= 0
         )
+        if has_path and _has_no_bytes(parquet, column):
+            raise InputError(
+                f"{part.url}: its column `{column}` has paths of images but not their bytes; write "
+                "the bytes into it, or give a manifest that has the paths in a column `uri`"
+            )
         wanted = [label_column, f"{column}.path"] if has_path else [label_column]
         row = 0
         for batch in parquet_batches(parquet, BATCH, wanted):
-            labels = batch.column(label_column).to_pylist()
-            paths = batch.column(column).to_pylist() if has_path else [None] * len(labels)
+            labels = column_values(part.url, batch, label_column)
+            paths = column_values(part.url, batch, column) if has_path else [None] * batch.num_rows
             for label, path in zip(labels, paths, strict=True):
                 name = (path or {}).get("path") or f"{PurePosixPath(part.url).stem}-{row}"
                 uri = row_uri(part.url, row, column, name)
@@ -95,6 +174,19 @@ def _rows(part: Part) -> Iterator[FoundImage]:
                 row += 1
     if not row:
         logger.warning("dataset: %s has no rows", part.url)
+
+
+def _has_no_bytes(parquet: pq.ParquetFile, column: str) -> bool:
+    """Whether the bytes of all images in a column of structs are null, as the footer tells."""
+    if pa.types.is_null(parquet.schema_arrow.field(column).type.field("bytes").type):
+        return True
+    metadata = parquet.metadata
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        columns = map(group.column, range(group.num_columns))
+        leaf = next(c for c in columns if c.path_in_schema == f"{column}.bytes")
+        if leaf.statistics is None or leaf.statistics.null_count != group.num_rows:
+            return False
+    return bool(metadata.num_rows)
 
 
 def found_or_faulty(uri: str, labels: Sequence[str], mark: str) -> Iterator[FoundImage]:
@@ -106,13 +198,15 @@ def found_or_faulty(uri: str, labels: Sequence[str], mark: str) -> Iterator[Foun
 
 def separator(column: str) -> str | None:
     """What stands between the labels in a column's text: only one called `labels` has several."""
-    return "|" if column == "labels" else None
+    return "|" if _key(column) == "labels" else None
 
 
 def labels_in(
     value: object, names: Sequence[str] | None = None, separator: str | None = None
 ) -> list[str]:
     """The labels of an image: of a list, or of text in which they may be separated."""
+    if isinstance(value, str) and separator is None:  # nearly all, and there may be millions
+        return [label] if (label := value.strip()) else []
     values: Sequence[object] = value if isinstance(value, list) else [value]
     texts = [label_text(each, names) for each in values]
     parts = [part for text in texts for part in (text.split(separator) if separator else [text])]
@@ -121,13 +215,25 @@ def labels_in(
 
 def label_text(label: object, names: Sequence[str] | None = None) -> str:
     """A label as text, "" for none; a number stands for the name at its place, if there are any."""
-    if label is None:
-        return ""
+    if isinstance(label, str):
+        return label.strip()
+    if isinstance(label, float) and label.is_integer():
+        label = int(label)
     if names is not None and isinstance(label, int):
         return names[label] if 0 <= label < len(names) else ""
-    if isinstance(label, bool | int | str):
-        return str(label).strip()
-    return ""
+    if isinstance(label, bytes):
+        return _decoded(label).strip()
+    is_number = isinstance(label, bool | int) or (
+        isinstance(label, float) and not math.isnan(label)
+    )
+    return str(label) if is_number else ""
+
+
+def _decoded(label: bytes) -> str:
+    try:
+        return label.decode()
+    except UnicodeDecodeError:
+        return ""
 
 
 def class_names(schema: pa.Schema, column: str) -> list[str] | None:

@@ -186,3 +186,8 @@ def test_the_worked_example_of_the_documentation_works(tmp_path: Path) -> None:
         ("0002.jpg", "Anna Ancher", "a beach"),
         ("0002.jpg", "Michael Ancher", "a beach"),
     ]
+
+
+def test_a_byte_order_mark_is_no_part_of_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "bom.toml").write_text('title = "P"\n', encoding="utf-8-sig")
+    assert load_recipe(str(tmp_path / "bom.toml")).title == "P"

@@ -19,8 +19,10 @@ from written_images import own_name, parquet_of, photo, put
 from diffmining_core.errors import InputError
 from diffmining_core.images.shards import FoundImage, IndexPlan, good, index_shard
 from diffmining_core.images.sources import check_source, open_source
+from diffmining_core.images.sources.described import OTHER_LABEL, UNNAMED
 from diffmining_core.images.sources.layouts import Table, TableLayout
 from diffmining_core.images.sources.rows import rows
+from diffmining_core.images.sources.text_tables import STRAY_QUOTE, UNDECODED
 from diffmining_core.recipes import MINED, TRAIN, load_recipe
 
 COLOURS = TableLayout(table=Table("colours.csv"), image_file="{file}", label="colour")
@@ -196,7 +198,8 @@ def test_the_real_files_of_chestxray8_are_read_whole(published_csvs: Path, tmp_p
         shutil.copy(published_csvs / name, tmp_path / name)
     layout = load_recipe("xray").layout(MINED)
     assert isinstance(layout, TableLayout)
-    label_file = list(rows(str(tmp_path / "Data_Entry_2017_v2020.csv.gz"), layout.table))
+    published = str(tmp_path / "Data_Entry_2017_v2020.csv.gz")
+    label_file = [row.values for row in rows(published, layout.table)]
     assert len({row["Image Index"] for row in label_file}) == len(label_file) == 112_120
     assert Counter(label for row in label_file for label in row["Finding Labels"].split("|")) == {
         "No Finding": 60_361, "Infiltration": 19_894, "Effusion": 13_317, "Atelectasis": 11_559,
@@ -309,7 +312,9 @@ def test_names_that_lead_out_of_the_folder_are_no_files(tmp_path: Path) -> None:
             "has no image with a label .no rows.; see what its rec",
         ),
         ({"colours.csv": b"file,colour\na,b\n"}, "1 × there is no such image"),
-        ({"colours.csv": b"file,colour\n\xff\xfe,b\n"}, "is no readable table"),
+        ({"colours.csv": b"file,colour\n\xff\xfe,b\n"}, "1 × its line is not in UTF-8"),
+        ({"colours.csv": b"file,Colour\na,b\n"}, "expected a column `colour`.* found file, Colour"),
+        ({"colours.csv": b"file,colour,file\n"}, "two of its columns are called `file`"),
     ],
 )
 def test_a_folder_that_is_not_as_described_is_refused(
@@ -326,7 +331,7 @@ def test_a_folder_that_is_not_as_described_is_refused(
     [
         ("colours.json", b"[1]", "expected a JSON object for each row, found a number"),
         ("colours.json", b'"red"', "expected records in JSON, found text"),
-        ("colours.json", b"{", "is no readable table"),
+        ("colours.json", b"{", "is no readable JSON"),
         ("colours.csv.gz", b"no gzip", "is no readable table"),
     ],
 )
@@ -340,11 +345,76 @@ def test_a_table_that_cannot_be_read_is_named(
     assert name in str(caught.value)
 
 
+def test_rows_that_cannot_be_used_are_set_aside_by_their_lines(tmp_path: Path) -> None:
+    lines = [
+        b"file,about,colour",
+        b"a.png,one,red",
+        b"b.png,one, two,red",  # an unquoted comma: the label would be "two"
+        b'c.png,"one,red',
+        b"d.png,red",
+        b"",
+        b"e.png,\xff,red",
+        b'"f\0.png",one,red',
+        b"g.png,one,   ",
+        b"h.png,one,red,",
+    ]
+    (tmp_path / "colours.csv").write_bytes(b"\n".join(lines))
+    for name in ("a.png", "g.png", "h.png"):
+        put(str(tmp_path), name, photo())
+    (shard,) = open_source(str(tmp_path), COLOURS).plan([], 99).new
+    assert said(shard.images) == [("a.png", "red"), ("h.png", "red")]
+    assert faults(shard.images) == [
+        ("colours.csv#line=3", "its row has 4 fields, the first line 3"),
+        ("colours.csv#line=4", STRAY_QUOTE),
+        ("colours.csv#line=5", "its row has 2 fields, the first line 3"),
+        ("colours.csv#line=7", UNDECODED),
+        ("colours.csv#line=8", "its file name has control characters"),
+        ("g.png", "it has no label"),
+    ]
+
+
+def test_lines_that_are_no_json_are_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "colours.jsonl").write_bytes(
+        b'{"file": "a.png", "colour": "red"}\n{"file": \n[1]\n{"file": "\xff"}\n'
+        b'{"file": "a.png", "colour": "\\ud800"}\n'
+    )
+    put(str(tmp_path), "a.png", photo())
+    layout = replace(COLOURS, table=Table("colours.jsonl"))
+    found = list(open_source(str(tmp_path), layout).images())
+    assert [row.fault for row in found] == [
+        None,
+        "its line is no JSON",
+        "its row is no JSON object but a list",
+        UNDECODED,
+        "its label is no text",
+    ]
+
+
+def test_a_bad_row_of_the_names_or_boxes_is_an_error(tmp_path: Path) -> None:
+    folder = folder_of("xray", tmp_path)
+    with (tmp_path / "xray" / "BBox_List_2017.csv").open("a") as file:
+        file.write("\n2_0.png,Mass,1.0,2.0,3.0\n")
+    with pytest.raises(InputError, match="line=6: its row has 5 fields"):
+        planned(folder, "xray", MINED)
+
+
+def test_images_without_a_row_are_counted_and_named_beside_other_reasons(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png", "d.png", "in/e.png", "in/f.png"):
+        put(str(tmp_path), name, photo())
+    (tmp_path / "colours.csv").write_text("file,colour\na.png,red\nb.png,blue\n")
+    plan = open_source(str(tmp_path), replace(COLOURS, labels=("red",))).plan([], 9)
+    assert [own_name(row.uri) for shard in plan.new for row in shard.images] == ["a.png"]
+    assert plan.left_out.as_json() == {
+        UNNAMED: {"count": 4, "names": ["c.png", "d.png", "in/e.png"]},
+        OTHER_LABEL: {"count": 1, "names": ["b.png"]},
+    }
+
+
 def test_a_box_without_numbers_is_named(tmp_path: Path) -> None:
     folder = folder_of("xray", tmp_path)
     with (tmp_path / "xray" / "BBox_List_2017.csv").open("a") as file:
         file.write("\n2_0.png,Mass,1.0,wide,3.0,4.0\n")
-    with pytest.raises(InputError, match=r"box 5 should have the numbers .* but has 1.0, wide, 3"):
+    with pytest.raises(InputError, match=r"line=6: a box should have .* but has 1.0, wide, 3"):
         planned(folder, "xray", MINED)
 
 

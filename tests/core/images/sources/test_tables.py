@@ -93,3 +93,100 @@ def test_a_file_that_is_replaced_after_its_listing_is_said(url: str) -> None:
     put(url, "a.parquet", parquet_of(image_table({"1.png": photo(2, 64)}, ["rome"])))
     with pytest.raises(InputError, match=r"a\.parquet has changed or gone since it was listed"):
         index_shard(shard.images)
+
+
+LABELS = {
+    "floats": (pa.array([1950.0, None, float("nan"), 0.5]), ["1950", "", "", "0.5"]),
+    "bytes": (pa.array([b"rome", None, b"\xff", b" "]), ["rome", "", "", ""]),
+    "large bytes": (pa.array([b"rome"] * 4, pa.large_binary()), ["rome"] * 4),
+    "views": (pa.array(["rome"] * 4, pa.string_view()), ["rome"] * 4),
+    "dictionary": (
+        pa.array(["rome", "oslo", None, "rome"]).dictionary_encode(),
+        ["rome", "oslo", "", "rome"],
+    ),
+    "dictionaries in lists": (
+        pa.ListArray.from_arrays(
+            [0, 1, 2, 2, 3], pa.array(["rome", "oslo", "rome"]).dictionary_encode()
+        ),
+        ["rome", "oslo", "", "rome"],
+    ),
+    "nothing": (pa.nulls(4), [""] * 4),
+    "truths": (pa.array([True, False, None, True]), ["True", "False", "", "True"]),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+@pytest.mark.parametrize("form", ["images", "manifest"])
+def test_labels_of_every_type_are_read(tmp_path: Path, kind: str, form: str) -> None:
+    values, labels = LABELS[kind]
+    images = {"image": [photo(i) for i in range(4)], "uri": [f"{i}.png" for i in range(4)]}
+    column = {"images": "image", "manifest": "uri"}[form]
+    place = tmp_path / "a.parquet"
+    place.write_bytes(parquet_of(pa.table({column: images[column], "Label": values})))
+    found = listed(str(place))
+    assert [image.label for image in found] == labels
+    assert [image.fault for image in found] == [
+        None if label else "it has no label" for label in labels
+    ]
+
+
+@pytest.mark.parametrize("column", ["image", "uri"])
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        ({"label": [{"a": 1}]}, "its column `label` should hold labels .* but is struct<a: int64>"),
+        (
+            {"label": pa.array([0], pa.timestamp("s"))},
+            "its column `label` should hold .* timestamp",
+        ),
+        ({"label": ["a"], "Labels": ["a"]}, "one column .* found `label` and `Labels`; rename"),
+    ],
+)
+def test_labels_that_cannot_be_told_are_an_error(
+    tmp_path: Path, column: str, labels: dict[str, object], says: str
+) -> None:
+    (tmp_path / "a.parquet").write_bytes(parquet_of(pa.table({column: [b"a.png"], **labels})))
+    with pytest.raises(InputError, match=says):
+        check_source(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("column", ["image", "uri"])
+def test_a_column_that_is_there_twice_is_named(tmp_path: Path, column: str) -> None:
+    table = pa.table([[b"a.png"], ["rome"], ["oslo"]], [column, "label", "label"])
+    (tmp_path / "a.parquet").write_bytes(parquet_of(table))
+    with pytest.raises(InputError, match="found `label` and `label`; rename all but one"):
+        check_source(str(tmp_path / "a.parquet"))
+    table = pa.table([[b"a.png"], [b"b.png"], ["oslo"]], [column, column, "label"])
+    (tmp_path / "a.parquet").write_bytes(parquet_of(table))
+    with pytest.raises(InputError, match=f"found `{column}` and `{column}`; rename all but one"):
+        check_source(str(tmp_path / "a.parquet"))
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary_view()])
+@pytest.mark.parametrize("is_struct", [False, True])
+def test_bytes_of_every_type_are_read(tmp_path: Path, kind: pa.DataType, is_struct: bool) -> None:
+    values = pa.array([photo(1), photo(2)], kind)
+    if is_struct:
+        values = pa.StructArray.from_arrays([values, pa.array(["1.png", None])], ["bytes", "path"])
+    place = tmp_path / "A.PARQUET"
+    place.write_bytes(parquet_of(pa.table({"Image": values, "label": ["rome"] * 2})))
+    assert good(index_shard(listed(str(place)))).num_rows == 2
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.null()])
+def test_paths_without_bytes_are_an_error_and_single_ones_set_aside(
+    tmp_path: Path, kind: pa.DataType
+) -> None:
+    def image_struct(values: pa.Array) -> pa.Table:
+        paths = pa.array(["1.png", "2.png"])
+        struct = pa.StructArray.from_arrays([values, paths], ["bytes", "path"])
+        return pa.table({"image": struct, "label": ["rome"] * 2})
+
+    place = tmp_path / "a.parquet"
+    place.write_bytes(parquet_of(image_struct(pa.nulls(2, kind))))
+    with pytest.raises(InputError, match="its column `image` has paths of images but not their"):
+        check_source(str(place))
+    place.write_bytes(parquet_of(image_struct(pa.array([photo(1), None]))))
+    first, second = index_shard(listed(str(place))).to_pylist()
+    assert first["set_aside"] is None
+    assert "holds no image" in second["set_aside"]
