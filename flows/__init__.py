@@ -3,6 +3,9 @@
 import os
 from uuid import UUID
 
+from diffmining_core.secrets import keep_secrets_out_of_logs
+
+keep_secrets_out_of_logs()
 if run_id := os.environ.get("PREFECT__FLOW_RUN_ID"):  # a worker has started this process for a run
     from flows.orphans import look_after
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from diffmining_core.errors import InputError
 from diffmining_core.images.pixels import load_pixels
+from diffmining_core.images.shards import places_of
 from diffmining_core.patches.scoring import HIGHEST
 from diffmining_core.report.figures import Tile
 from diffmining_core.report.pictures import crop
@@ -138,7 +139,7 @@ class SoFar:
             images = read_table(self.root, shard, "shard.parquet")
         except CorruptFileError:
             return  # `diffmining verify` names it
-        uris = zip(images["image_id"].to_pylist(), images["uri"].to_pylist(), strict=True)
+        uris = zip(images["image_id"].to_pylist(), places_of(images), strict=True)
         uri_of = dict(uris)
         highest = table.filter(pc.field("kind") == HIGHEST)
         for row in highest.to_pylist():

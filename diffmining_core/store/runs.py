@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from diffmining_core.errors import InputError
+from diffmining_core.secrets import without_secrets
 from diffmining_core.store.ledger import published
 from diffmining_core.store.roots import Root
 from diffmining_core.store.units import canonical_json
@@ -54,7 +55,7 @@ class Failure:
 
 def note_failure(root: Root, stage: str, key: str, failure: Failure) -> None:
     """Note why a unit could not be made; it counts while the unit has no manifest."""
-    record = {"reason": failure.reason, "time": failure.noted or _now()}
+    record = {"reason": without_secrets(failure.reason), "time": failure.noted or _now()}
     if failure.damaged:
         record["damaged"] = "/".join(failure.damaged)
     root.write_bytes(f"failures/{stage}/{key}.json", canonical_json(record))

@@ -28,7 +28,7 @@ from diffmining_core.images.sources.layouts import Layout, TableLayout
 from diffmining_core.images.sources.manifests import ManifestSource
 from diffmining_core.images.sources.tables import TableSource, image_column_of
 from diffmining_core.images.sources.tars import TarSource
-from diffmining_core.store.roots import explained, filesystem
+from diffmining_core.store.roots import explained, filesystem, refuse_secrets
 
 PART_SUFFIXES = (".csv", ".tsv", ".parquet", ".tar")
 
@@ -116,6 +116,7 @@ def check_source(url: str, layout: Layout | None = None) -> None:
 
 
 def _place(url: str) -> _Place:
+    refuse_secrets("dataset", url)
     try:
         fs, path = filesystem(url)
     except (ValueError, ImportError) as error:

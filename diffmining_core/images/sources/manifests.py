@@ -24,6 +24,7 @@ from diffmining_core.images.sources.tables import (
     labels_in,
     separator,
 )
+from diffmining_core.secrets import without_secrets
 from diffmining_core.store.roots import explained
 
 URI_COLUMNS = ("uri", "path", "file_name", "image")
@@ -190,7 +191,7 @@ def _text_batches(file: str) -> Iterator[list[Entry]]:
     unreadable: list[Entry] = []
 
     def note(row: Any) -> str:
-        text = " ".join((row.text or "").split())[:80]
+        text = " ".join(without_secrets(row.text or "").split())[:80]
         unreadable.append(
             Entry(
                 "",
