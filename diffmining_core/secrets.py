@@ -13,8 +13,8 @@ from contextlib import contextmanager
 
 REMEDY = (
     "do not put passwords, tokens or signatures in the address: addresses are stored with the "
-    "results; for S3 set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, for web servers "
-    "fsspec's settings (FSSPEC_HTTPS); the rows of a manifest may have signed addresses"
+    "results; for S3 set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, for web "
+    "servers fsspec's settings (FSSPEC_HTTPS); the rows of a manifest may have signed addresses"
 )
 """What to do instead; the end of a sentence."""
 

@@ -8,7 +8,7 @@ import tempfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -333,13 +333,12 @@ def part_of(root: Root, shard: Shard, wanted: Sequence[ShardImage]) -> Shard:
     manifest = finished(root, shard.stage, shard.key)
     table = read_table(root, manifest, TABLE)
     kept = {(image.uri, image.label) for image in wanted}
+    places = shards.places_of(table, root.url_of(manifest.attempt))
     columns = (table.column(name).to_pylist() for name in ("label", "set_aside"))
     unwanted = {
         row
-        for row, (place, label, reason) in enumerate(
-            zip(shards.places_of(table), *columns, strict=True)
-        )
-        if reason is None and (_full(root, manifest, place), label) not in kept
+        for row, (place, label, reason) in enumerate(zip(places, *columns, strict=True))
+        if reason is None and (place, label) not in kept
     }
     dropped = sorted(unwanted.union(shard.dropped))
     return _shard(_dataset_row(root, manifest, dropped), shard.stage)
@@ -369,16 +368,7 @@ def good_images(root: Root, shard: Shard) -> list[ShardImage]:
     """The images of a shard that were not set aside, by their full addresses."""
     manifest = finished(root, shard.stage, shard.key)
     table = _without(read_table(root, manifest, TABLE), shard.dropped)
-    return [
-        replace(image, uri=_full(root, manifest, image.uri))
-        for image in shards.images_of(shards.good(table))
-    ]
-
-
-def _full(root: Root, manifest: Manifest, place: str) -> str:
-    """The address of an image of a shard, which may lie in the shard's own unit."""
-    is_full = place.startswith("/") or "://" in place.partition("#")[0]
-    return place if is_full else root.url_of(f"{manifest.attempt}/{place}")
+    return shards.images_of(shards.good(table), root.url_of(manifest.attempt))
 
 
 def set_aside_rows(root: Root, dataset: Sequence[Shard]) -> Iterator[tuple[str, str]]:

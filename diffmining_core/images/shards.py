@@ -417,16 +417,23 @@ def good(table: pa.Table) -> pa.Table:
     return table.filter(pc.is_null(table.column("set_aside")))
 
 
-def places_of(table: pa.Table) -> list[str]:
-    """Where the images of a table are read: what the shard keeps, relative to its unit."""
-    places: list[str] = pc.coalesce(table.column("stored"), table.column("uri")).to_pylist()
-    return places
+def places_of(table: pa.Table, unit: str) -> list[str]:
+    """Where the images of a table are read: in the table's own unit, or at their addresses.
+
+    unit: the address of the folder with the unit's files.
+    """
+    places = pc.coalesce(table.column("stored"), table.column("uri")).to_pylist()
+    return [place if _is_full(place) else f"{unit}/{place}" for place in places]
 
 
-def images_of(table: pa.Table) -> list[ShardImage]:
-    """The rows of a table of good images, at the places where they are read."""
+def _is_full(place: str) -> bool:
+    return place.startswith("/") or "://" in place.partition("#")[0]
+
+
+def images_of(table: pa.Table, unit: str) -> list[ShardImage]:
+    """The rows of a table of good images, at the places where they are read (`places_of`)."""
     columns = ["image_id", "label", "width", "height", "declared", "detail", "boxes"]
-    rows = zip(places_of(table), table.select(columns).to_pylist(), strict=True)
+    rows = zip(places_of(table, unit), table.select(columns).to_pylist(), strict=True)
     return [
         ShardImage(**row | {"uri": place, "boxes": boxes_of(row["boxes"])}) for place, row in rows
     ]

@@ -8,6 +8,7 @@ from prefect import flow
 
 from diffmining_core.errors import InputError
 from diffmining_core.recipes import MINED
+from diffmining_core.report.shown_addresses import without_paths
 from diffmining_core.results.references import Shard
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
@@ -103,12 +104,12 @@ def study_facts(
     settings = parameters.settings()
     return {
         "dataset": {
-            "folder": parameters.dataset,
+            "name": parameters.dataset_name,
             "images": sum(shard.images for shard in dataset),
-            "known answer": truth.url,
+            "known answer": without_paths(truth.url),
         },
         "model": {
-            "base": parameters.model,
+            "base": without_paths(parameters.model),
             "finetuning steps": settings.finetune_steps,
             "images a step": settings.finetune_batch,
             "learning rate": f"{parameters.learning_rate:g}, {parameters.schedule}",

@@ -53,7 +53,7 @@ def test_good_images_are_hashed_and_measured(url: str) -> None:
         hashlib.sha256(photo(i, 40 + i, 60)).hexdigest()[:32] for i in numbers
     ]
     assert good(table).equals(table)
-    assert images_of(table)[0] == ShardImage(
+    assert images_of(table, "")[0] == ShardImage(
         image_id=table.column("image_id")[0].as_py(),
         uri=found[0].uri,
         label=found[0].label,
@@ -75,7 +75,7 @@ def test_images_that_are_not_opened_are_counted_too() -> None:
     declared = FoundImage("/none.png", "rome", "a" * 32, "a" * 32, 40, 50)
     table = index_shard([declared, FoundImage.faulty("/b", "", "it has no label")], seen.append)
     assert sum(seen) == 2
-    assert images_of(good(table)) == [ShardImage("a" * 32, "/none.png", "rome", 40, 50, True)]
+    assert images_of(good(table), "") == [ShardImage("a" * 32, "/none.png", "rome", 40, 50, True)]
     assert table.column("set_aside").to_pylist() == [None, "it has no label"]
 
 
@@ -92,7 +92,7 @@ def test_an_image_of_several_labels_is_opened_once(tmp_path: Path) -> None:
     seen: list[int] = []
     table = index_shard(found, seen.append)
     assert seen == [0, 2, 2]
-    first, second = images_of(good(table))
+    first, second = images_of(good(table), "")
     assert (first.label, first.detail, first.boxes) == ("mass", "left", (box,))
     assert (second.label, second.detail, second.boxes) == ("nodule", None, ())
     assert first.image_id == second.image_id == hashlib.sha256(photo(1)).hexdigest()[:32]
@@ -145,7 +145,7 @@ def test_what_cannot_be_used_is_set_aside_with_its_reason(
     assert reason in bad["set_aside"]
     assert bad["image_id"] == hashlib.sha256(data).hexdigest()[:32]
     assert (bad["width"], bad["height"]) == (size or (None, None))
-    assert [image.uri[-8:] for image in images_of(good(table))] == ["good.png"]
+    assert [image.uri[-8:] for image in images_of(good(table), "")] == ["good.png"]
 
 
 def test_the_smallest_and_the_longest_images_are_good(tmp_path: Path) -> None:
