@@ -215,9 +215,8 @@ def _write_unit(job: FinetuneJob, work: Work, trained: Trained, folder: Path) ->
     (folder / HELD_OUT).write_text(json.dumps(trained.held_out_ids))
 
     save_merged(pipeline, folder / MODEL)
-    card = model_card(
-        without_paths(str(job.source)), job.options, dataset_counts(job.dataset), history
-    )
+    base = without_paths(str(job.source))
+    card = model_card(base, job.options, dataset_counts(job.dataset), history)
     (folder / MODEL / "README.md").write_text(card)
     if options.lora_rank:
         save_lora(pipeline.unet, folder / LORA)

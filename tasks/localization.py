@@ -129,8 +129,9 @@ def localization(
         scoring = _Scoring(open_root(root), _opened_truth(truth), located, keys, size)
         scores = scoring.scores()
         notes = [*facts.get("notes", ()), *scoring.notes()]
-        words, shown = {**facts, "notes": notes}, ShownAddresses.at(opened)
-        drawn = Localization(title, scores, words, shown, scoring.look(scores))
+        shown = ShownAddresses.at(open_root(root))
+        facts_and_notes = {**facts, "notes": notes}
+        drawn = Localization(title, scores, facts_and_notes, shown, scoring.look(scores))
         with tempfile.TemporaryDirectory() as folder:
             write_localization(drawn, Path(folder))
             attempt.write_folder(Path(folder))

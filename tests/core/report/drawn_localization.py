@@ -37,6 +37,7 @@ def drawn_localization(
         title="Localisation in <b>boxes</b>",
         scores=scores,
         facts={"notes": ["2 images are <not> scored."], "dataset": {"folder": "/x/<boxes>"}},
+        shown=ShownAddresses(),
         look=lambda image_id, label: seen[image_id, label],
     )
 
