@@ -8,6 +8,7 @@ import numpy as np
 
 from diffmining_core.localization.scores import map_score, score_table
 from diffmining_core.report.localization import Localization, Seen
+from diffmining_core.report.shown_addresses import ShownAddresses
 
 CELL = 8
 
