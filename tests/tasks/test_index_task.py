@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from guarded_images import Guarded, guarded_images
 from published_layouts import PUBLISHED, folder_of
 from written_images import photo, put
 
 from diffmining_core.images import shards
+from diffmining_core.images.addresses import read_bytes
 from diffmining_core.recipes import MINED, TRAIN, load_recipe
 from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import finished
@@ -106,3 +108,22 @@ def test_every_recipe_indexes_its_published_layout(name: str, tmp_path: Path) ->
         found = held(root, indexing.index.fn(root, dataset, name, split, 1000, 0.5))
         assert sum(shard.images for shard in found) >= 3
         assert {shard.stage for shard in found} == {indexing.index_stage(recipe, split)}
+
+
+def test_a_shard_with_corrected_notes_keeps_the_images_behind_secret_addresses(
+    tmp_path: Path,
+) -> None:
+    manifest, root = tmp_path / "photos.csv", str(tmp_path / "root")
+    with guarded_images(Guarded({"/a.png": photo(0, 48, 40)}, "pa55", set())) as served:
+        row = f"http://reader:pa55@{served.host}/a.png,rome"
+        manifest.write_text(f"uri,label,detail\n{row},\n")
+        indexing.index.fn(root, str(manifest), None, MINED, 10, 0.0)
+        manifest.write_text(f"uri,label,detail\n{row},Lazio\n")
+        *_, state = indexing.index.fn(root, str(manifest), None, MINED, 10, 0.0)
+        assert served.asked == {"/a.png": 1}
+    (shard,) = dataset_shards(root, state.key, state.stage)
+    (image,) = good(open_root(root), shard)
+    assert image.detail == "Lazio"
+    assert f"/{shard.key}/" in image.uri, "of its own unit"
+    assert read_bytes(image.uri) == photo(0, 48, 40)
+    assert indexing.part_of(open_root(root), shard, [image]) == shard
