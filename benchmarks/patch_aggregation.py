@@ -82,6 +82,7 @@ def make_shard(root: str, number: int, maps: int) -> tuple[Shard, str]:
             "declared": [False] * maps,
             "boxes": [None] * maps,
             "detail": [None] * maps,
+            "stored": [None] * maps,
         }
         columns = [values[name] for name in SHARD_SCHEMA.names]
         attempt.write_table(index.TABLE, pa.table(columns, schema=SHARD_SCHEMA))

@@ -7,9 +7,11 @@ import logging
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated, Any, get_type_hints
 
 from cyclopts import App, CoercionError, CycloptsError, Parameter, UnknownOptionError
@@ -20,6 +22,7 @@ from diffmining_core.errors import InputError
 from diffmining_core.images.tally import Reason
 from diffmining_core.recipes import TRAIN
 from diffmining_core.report.escaping import one_line
+from diffmining_core.secrets import without_secrets
 from diffmining_core.signs import Sign
 from flows.answers import Answer, command, epilogue, told_answer
 from flows.checks import check_dataset, check_inputs
@@ -596,6 +599,13 @@ class _OneSentence(logging.Filter):
         return True
 
 
+def say_without_secrets(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Print the traceback of an error that nobody expected; libraries quote whole addresses."""
+    sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
+
+
 def main() -> None:
     """Run the command; an error that is the user's to mend is one sentence and status 2."""
     # Nothing leaves this machine unless asked for.
@@ -605,6 +615,7 @@ def main() -> None:
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "300")
     for name in ("prefect.flow_runs", "prefect.task_runs", "prefect.engine"):
         logging.getLogger(name).addFilter(_OneSentence())
+    sys.excepthook = say_without_secrets
     without_colours_where_unwanted()
     try:
         app(exit_on_error=False, print_error=False)
@@ -634,7 +645,7 @@ def without_colours_where_unwanted() -> None:
 
 def refuse(sentence: str, status: int) -> None:
     """Print one sentence to the error output and exit."""
-    print(f"diffmining: {sentence}", file=sys.stderr)
+    print(f"diffmining: {without_secrets(sentence)}", file=sys.stderr)
     sys.exit(status)
 
 

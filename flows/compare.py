@@ -13,6 +13,7 @@ from prefect.client.schemas.objects import State
 from diffmining_core.baselines.doersch import NEGATIVES, ROUNDS
 from diffmining_core.errors import InputError
 from diffmining_core.report.escaping import markdown_text
+from diffmining_core.report.shown_addresses import without_paths
 from diffmining_core.report.study_page import Table, markdown
 from diffmining_core.results.references import Shard
 from diffmining_core.store.roots import open_root
@@ -401,7 +402,7 @@ def comparison_facts(common: _Common, methods: Sequence[Method]) -> dict[str, An
                 "random negatives": NEGATIVES,
             }
         elif method.name == TITLES[CLIP]:
-            facts[method.name] = {"model": parameters.clip}
+            facts[method.name] = {"model": without_paths(parameters.clip)}
         elif method.name == TITLES[CLASSIFIER]:
             right = saliency.trained_accuracy(common.root, method.training[0][1])
             facts[method.name] = {

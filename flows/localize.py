@@ -10,6 +10,7 @@ from prefect.artifacts import create_markdown_artifact
 from diffmining_core.recipes import MINED
 from diffmining_core.report.escaping import markdown_text
 from diffmining_core.report.localization import markdown
+from diffmining_core.report.shown_addresses import without_paths
 from flows.checks import check_inputs
 from flows.fan_out import planned_there
 from flows.finetune import finetune_model, image_geometry, trained_shards
@@ -102,10 +103,10 @@ def localization_facts(
     return {
         "notes": notes,
         "dataset": {
-            "folder": parameters.dataset,
+            "name": parameters.dataset_name,
             **({"recipe": parameters.chosen_recipe().title} if parameters.recipe else {}),
             "images with a label that is located": located.pairs,
-            "located by": truth.source,
+            "located by": without_paths(truth.source),
         },
         **how_measured(parameters, size),
     }

@@ -240,7 +240,7 @@ def page_facts(
     return {
         "notes": notes,
         "dataset": {
-            "folder": parameters.dataset,
+            "name": parameters.dataset_name,
             **({"recipe": settings.recipe.title} if parameters.recipe else {}),
             "rows": state.counts["listed"],
             "images": results.images,

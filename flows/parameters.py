@@ -7,12 +7,13 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, WithJsonSchema
 
 from diffmining_core.errors import InputError
 from diffmining_core.models.files import ModelSource
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.recipes import Recipe, load_recipe, plain_recipe
+from diffmining_core.store.roots import refuse_secrets
 from diffmining_core.typicality.rounds import rounds
 from flows.forms import plain_optionals
 
@@ -30,6 +31,23 @@ SIZE_QUARTERS = (2, 3, 4, 6, 8)
 
 MERGED_FROM = 3
 """Times as many k-means groups as clusters, where merging is studied and nobody says."""
+
+NO_SECRET = r"^(?!(?!github:).*//[^/?#]*:[^/?#]*@)(?!(https?|s3a?)://[^/?#]*@)(?!https?://.*\?)"
+"""What an address must match for a Prefect server to store it: no password, key, token or query."""
+
+
+def without_secret(address: str, info: ValidationInfo) -> str:
+    """The address itself; InputError if it holds a secret: Prefect stores what a run is given."""
+    refuse_secrets(f"{info.field_name}", address)
+    return address
+
+
+Address: TypeAlias = Annotated[
+    str,
+    AfterValidator(without_secret),
+    WithJsonSchema({"type": "string", "pattern": NO_SECRET}),
+]
+"""A path, URL or hub id without credentials."""
 
 DeviceName: TypeAlias = Annotated[
     str, Field(description="'auto', 'cpu', 'cuda' or a numbered one such as 'cuda:1'.")
@@ -52,7 +70,7 @@ class IndexParameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=plain_optionals)
 
     dataset: Annotated[
-        str,
+        Address,
         Field(
             description="Folder with a sub-folder of images per label, CSV or Parquet manifest, "
             "WebDataset tars or Parquet files with images: a path, URL or pattern. With a recipe: "
@@ -60,7 +78,7 @@ class IndexParameters(BaseModel):
         ),
     ]
     root: Annotated[
-        str, Field(description="Folder or URL for the results; rerun with the same to go on.")
+        Address, Field(description="Folder or URL for the results; rerun with the same to go on.")
     ]
     recipe: Annotated[
         str | None,
@@ -112,21 +130,21 @@ class FinetuneParameters(IndexParameters):
     """Finetune a model on a dataset."""
 
     model: Annotated[
-        str,
+        Address,
         Field(
             description="A Stable Diffusion pipeline: 'tiny', a hub id (with @REVISION if wanted), "
             "a folder or a URL."
         ),
     ] = "tiny"
     text_encoder: Annotated[
-        str | None,
+        Address | None,
         Field(
             description="CLIP model whose text encoder takes the place of the model's for "
             "finetuning (hub id, folder or URL), 'own' for none; the recipe's if unset."
         ),
     ] = None
     lora: Annotated[
-        str | None,
+        Address | None,
         Field(description="LoRA weights to merge into the model: file, folder, URL or hub id."),
     ] = None
     prompts: Annotated[
@@ -551,7 +569,7 @@ class MinedStudyParameters(MineParameters):
     """Study mining, against the known answer where there is one."""
 
     masks: Annotated[
-        str | None,
+        Address | None,
         Field(
             description="Folder of masks LABEL/STEM.png, the known answer for images "
             "LABEL/STEM.jpg; the dataset's truth.parquet, or else its boxes, if unset."
@@ -713,7 +731,7 @@ class CompareParameters(MinedStudyParameters):
         ),
     ] = ()
     clip: Annotated[
-        str | None,
+        Address | None,
         Field(
             description="CLIP model that ranks patches by their likeness to the prompt: hub id, "
             "folder or URL, such as openai/clip-vit-large-patch14-336."
@@ -758,7 +776,7 @@ class LocalizeParameters(TypicalityParameters):
     """Score typicality against boxes or masks of where in an image its label is."""
 
     masks: Annotated[
-        str | None,
+        Address | None,
         Field(
             description="Folder of masks LABEL/STEM.png, where the label of the image "
             "LABEL/STEM.jpg is; the dataset's truth.parquet, or else its boxes, if unset."
@@ -809,7 +827,7 @@ class GcParameters(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    root: Annotated[str, Field(description="Folder or URL of the results.")]
+    root: Annotated[Address, Field(description="Folder or URL of the results.")]
     older_than: Annotated[
         str,
         Field(

@@ -272,7 +272,7 @@ def parallel_facts(
     return {
         "notes": notes,
         "dataset": {
-            "folder": parameters.dataset,
+            "name": parameters.dataset_name,
             **({"recipe": parameters.chosen_recipe().title} if parameters.recipe else {}),
             "images redrawn": sum(shard.images for shard in sources),
         },

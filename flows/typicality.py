@@ -12,6 +12,7 @@ from prefect.client.schemas.objects import State
 from pydantic import BaseModel, ConfigDict, Field
 
 from diffmining_core.recipes import MINED
+from diffmining_core.report.shown_addresses import without_paths
 from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import published
 from diffmining_core.store.roots import open_root
@@ -282,7 +283,7 @@ def how_measured(parameters: TypicalityParameters, size: int) -> dict[str, Any]:
     settings = parameters.settings()
     return {
         "model": {
-            "base": parameters.model,
+            "base": without_paths(parameters.model),
             "prompt": settings.prompts.conditioned,
             "null prompt": settings.prompts.null or "(empty)",
             "finetuning steps": settings.finetune_steps,

@@ -38,6 +38,7 @@ from diffmining_core.report.digest import (
 )
 from diffmining_core.report.environment import STATIC
 from diffmining_core.report.pictures import crop
+from diffmining_core.report.shown_addresses import ShownAddresses
 from diffmining_core.report.source import (
     SHOWN_PER_CLUSTER,
     SMALL_CLUSTER,
@@ -166,7 +167,7 @@ def told_digest(
     entered = in_turn([change for change in changes if change.kind == "entered"])[:PICTURED]
     shown, sprite = shown_clusters(root, now, sorted(entered, key=_place), folder)
     labels, labels_before = _labels(now), _labels(before) if before else []
-    aside = list(new_set_aside(root, before, now))
+    aside, places = list(new_set_aside(root, before, now)), ShownAddresses.at(root)
     return Digest(
         night=night,
         previous=night_name(previous) if previous else None,
@@ -179,7 +180,9 @@ def told_digest(
         **changed_images(root, before, now),
         new_labels=tuple(label for label in labels if label not in set(labels_before)),
         gone_labels=tuple(label for label in labels_before if label not in set(labels)),
-        set_aside=tuple(aside[:SET_ASIDE_NAMED]),
+        set_aside=tuple(
+            (places.address(uri), places.text(reason)) for uri, reason in aside[:SET_ASIDE_NAMED]
+        ),
         set_aside_count=len(aside),
         model=model_words(before, now),
         changes=label_changes(changes, labels_before, labels),

@@ -33,6 +33,7 @@ from diffmining_core.images.pixels import load_pixels
 from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.models.files import ModelSource, model_digest
 from diffmining_core.models.prompts import PromptTemplate
+from diffmining_core.report.shown_addresses import without_paths
 from diffmining_core.results.references import Shard
 from diffmining_core.store.checkpoints import RootCheckpoints
 from diffmining_core.store.roots import open_root
@@ -214,7 +215,8 @@ def _write_unit(job: FinetuneJob, work: Work, trained: Trained, folder: Path) ->
     (folder / HELD_OUT).write_text(json.dumps(trained.held_out_ids))
 
     save_merged(pipeline, folder / MODEL)
-    card = model_card(str(job.source), job.options, dataset_counts(job.dataset), history)
+    base = without_paths(str(job.source))
+    card = model_card(base, job.options, dataset_counts(job.dataset), history)
     (folder / MODEL / "README.md").write_text(card)
     if options.lora_rank:
         save_lora(pipeline.unet, folder / LORA)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 from typing import Any, cast
 
 import pyarrow as pa
@@ -126,7 +128,11 @@ def index(
         with failures.of(unit):
             done.append(future.result())
 
-    with Progress(stage, plan.images, "images") as progress, ThreadPoolExecutor(PUBLISHERS) as pool:
+    with (
+        tempfile.TemporaryDirectory() as aside,
+        Progress(stage, plan.images, "images") as progress,
+        ThreadPoolExecutor(PUBLISHERS) as pool,
+    ):
         for new in plan.new:
             unit = index_unit(new.images, stage)
             if unit.key in known:  # of a file of which not all pieces are
@@ -134,9 +140,10 @@ def index(
                 progress.advance(len(new.images))
                 continue
             with failures.of(unit), noted(opened, unit):
-                table = shards.index_shard(new.images, progress.advance)
+                images = Path(aside) / f"{unit.key}.parquet"
+                table = shards.index_shard(new.images, progress.advance, shards.KeptImages(images))
                 shards.check_set_aside(table, max_bad_share)
-                write = partial(_write_shard, new.part, new.left_out, table)
+                write = partial(_write_shard, new.part, new.left_out, table, images)
                 publishing.append((unit, pool.submit(fill, root, unit, write)))
             if len(publishing) > PUBLISHERS:
                 settle()
@@ -177,8 +184,14 @@ def listing(root: str, dataset: str, recipe: str | None, split: str) -> Listing:
     return Listing(source.digest, tuple(dataset_shards(root, unit.key, unit.stage)))
 
 
-def _write_shard(part: str | None, left_out: Tally, table: pa.Table, attempt: Attempt) -> None:
+def _write_shard(
+    part: str | None, left_out: Tally, table: pa.Table, images: Path, attempt: Attempt
+) -> None:
+    """Fill the unit of a shard; the local file of images that it keeps, if there is one, goes."""
     attempt.write_table(TABLE, table)
+    if images.exists():
+        attempt.write_file(shards.KEPT_FILE, images)
+        images.unlink()
     attempt.counts.update(_counts(table))
     attempt.facts["part"] = part
     attempt.facts["content_id"] = shards.shard_content_id(table)
@@ -190,8 +203,14 @@ def _write_shard(part: str | None, left_out: Tally, table: pa.Table, attempt: At
 
 
 def _write_corrected(root: Root, stage: str, kept: KeptShard, attempt: Attempt) -> None:
-    table = read_table(root, finished(root, stage, kept.key), TABLE)
-    _write_shard(None, Tally(), shards.with_notes(table, kept.corrected), attempt)
+    before = finished(root, stage, kept.key)
+    table = shards.with_notes(read_table(root, before, TABLE), kept.corrected)
+    with tempfile.TemporaryDirectory() as aside:
+        images = Path(aside) / shards.KEPT_FILE
+        if shards.KEPT_FILE in before.files:
+            with images.open("wb") as file:
+                file.writelines(root.blocks(f"{before.attempt}/{shards.KEPT_FILE}"))
+        _write_shard(None, Tally(), table, images, attempt)
 
 
 def _counts(table: pa.Table) -> dict[str, int]:
@@ -335,11 +354,12 @@ def part_of(root: Root, shard: Shard, wanted: Sequence[ShardImage]) -> Shard:
     manifest = finished(root, shard.stage, shard.key)
     table = read_table(root, manifest, TABLE)
     kept = {(image.uri, image.label) for image in wanted}
-    columns = (table.column(name).to_pylist() for name in ("uri", "label", "set_aside"))
+    places = shards.places_of(table, root.url_of(manifest.attempt))
+    columns = (table.column(name).to_pylist() for name in ("label", "set_aside"))
     unwanted = {
         row
-        for row, (uri, label, reason) in enumerate(zip(*columns, strict=True))
-        if reason is None and (uri, label) not in kept
+        for row, (place, label, reason) in enumerate(zip(places, *columns, strict=True))
+        if reason is None and (place, label) not in kept
     }
     dropped = sorted(unwanted.union(shard.dropped))
     return _shard(_dataset_row(root, manifest, dropped), shard.stage)
@@ -369,16 +389,7 @@ def good_images(root: Root, shard: Shard) -> list[ShardImage]:
     """The images of a shard that were not set aside, by their full addresses."""
     manifest = finished(root, shard.stage, shard.key)
     table = _without(read_table(root, manifest, TABLE), shard.dropped)
-    return [
-        image
-        if _is_full(image.uri)
-        else replace(image, uri=root.url_of(f"{manifest.attempt}/{image.uri}"))
-        for image in shards.images_of(shards.good(table))
-    ]
-
-
-def _is_full(uri: str) -> bool:
-    return uri.startswith("/") or "://" in uri.partition("#")[0]
+    return shards.images_of(shards.good(table), root.url_of(manifest.attempt))
 
 
 def set_aside_rows(root: Root, dataset: Sequence[Shard]) -> Iterator[tuple[str, str]]:

@@ -30,6 +30,7 @@ from diffmining_core.report.localization import (
     render_localization,
     write_localization,
 )
+from diffmining_core.report.shown_addresses import ShownAddresses
 from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import Attempt, finished, published, read_json
 from diffmining_core.store.maps import RaggedMaps, read_maps
@@ -128,7 +129,9 @@ def localization(
         scoring = _Scoring(open_root(root), _opened_truth(truth), located, keys, size)
         scores = scoring.scores()
         notes = [*facts.get("notes", ()), *scoring.notes()]
-        drawn = Localization(title, scores, {**facts, "notes": notes}, scoring.look(scores))
+        shown = ShownAddresses.at(open_root(root))
+        facts_and_notes = {**facts, "notes": notes}
+        drawn = Localization(title, scores, facts_and_notes, shown, scoring.look(scores))
         with tempfile.TemporaryDirectory() as folder:
             write_localization(drawn, Path(folder))
             attempt.write_folder(Path(folder))

@@ -17,6 +17,7 @@ from diffmining_core.images.pixels import load_pixels
 from diffmining_core.report import ALGO
 from diffmining_core.report.page import render_facts, render_index, render_pages, write_site
 from diffmining_core.report.ranking import rank_images
+from diffmining_core.report.shown_addresses import ShownAddresses
 from diffmining_core.report.source import Losses, PatchFeatures, SiteSource, shown_pairs
 from diffmining_core.report.study_page import StudyPage, render_study_page, write_study_page
 from diffmining_core.results.references import RESULTS, Results, summarised_report
@@ -185,6 +186,7 @@ def site_source(
         sign_picture=(lambda name: sign_picture(root, signs, name)) if signs else None,
         model_card=finetune.card(root, results.finetune) if results.finetune else None,
         ranking=ranking,
+        shown=ShownAddresses.at(root),
         features=lambda label: patch_features(root, embedded[label]) if label in embedded else None,
     )
 

@@ -37,6 +37,7 @@ from diffmining_core.images.shards import (
     boxes_of,
 )
 from diffmining_core.images.tally import Tally
+from diffmining_core.secrets import cleaned
 
 Hashes = npt.NDArray[np.bytes_]
 """16 bytes per row, S16."""
@@ -476,7 +477,7 @@ def _notes_hash(detail: str | None, boxes: Sequence[Sequence[float]]) -> bytes:
 
 def _place(name: str, uri: str) -> bytes:
     """Where an image comes in the order: by its name, whatever the dataset's own place."""
-    halves = (name, uri)
+    halves = (cleaned(name), uri)
     return b"".join(hashlib.sha256(half.encode(errors="replace")).digest()[:8] for half in halves)
 
 

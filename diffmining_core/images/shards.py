@@ -1,7 +1,8 @@
 """Dataset shards: tables of about 1000 images each, checked once when they enter.
 
 In: images as a source lists them. Out: immutable Parquet tables, one row per image and label, with
-every image that cannot be used set aside and its reason beside it. Images stay where they are. The
+every image that cannot be used set aside and its reason beside it. Images stay where they are, but
+for those whose address holds a secret: it is never stored, so that the shard keeps their bytes. The
 rows of an image of several labels lie side by side.
 """
 
@@ -16,10 +17,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import groupby
+from pathlib import Path
 from typing import TypeAlias, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from diffmining_core.errors import ImageError, InputError
 from diffmining_core.images.addresses import (
@@ -27,12 +30,15 @@ from diffmining_core.images.addresses import (
     current_fingerprint,
     listed_bytes,
     read_bytes,
+    row_uri,
 )
 from diffmining_core.images.pixels import SCALED_BITS, content_id, decode_rgb, header_size
 from diffmining_core.images.shard_image import Box, ShardImage
 from diffmining_core.images.tally import Tally
+from diffmining_core.secrets import cleaned, secrets_kept, without_secrets
+from diffmining_core.store.roots import explained
 
-ALGO = "4"
+ALGO = "5"
 """Version of what decides a shard's rows, given the files' bytes."""
 
 MIN_SIDE = 32
@@ -48,11 +54,18 @@ READERS = 8
 LARGE = 20_000_000
 """Pixels (80 MB decoded, some times that while converted) from which only one thread decodes."""
 
+KEPT_FILE, KEPT_COLUMN = "images.parquet", "image"
+"""Where a shard keeps images of its own."""
+
+KEPT_GROUP_BYTES = 4 * 2**20
+"""Of images in a row group of that file: what is held in memory, and read for one image."""
+
 SHARD_SCHEMA = pa.schema(
     [
         # First 32 hex digits of the sha256 of the file's bytes; null if they could not be read.
         pa.field("image_id", pa.string()),
-        # Absolute local path or fsspec URL; of a shard that holds its images, relative to its unit.
+        # Absolute local path or fsspec URL, without any secret; of a shard that holds its images,
+        # relative to its unit.
         pa.field("uri", pa.string(), nullable=False),
         pa.field("label", pa.string(), nullable=False),
         # Pixels, upright (after EXIF; as in the header if it was not decoded); null if unknown.
@@ -71,6 +84,8 @@ SHARD_SCHEMA = pa.schema(
         pa.field("scaled_bits", pa.int8()),
         # More than the label tells, such as the region of a country; for training prompts.
         pa.field("detail", pa.string()),
+        # Where the shard keeps the image, relative to its unit; null where it is read at `uri`.
+        pa.field("stored", pa.string()),
     ]
 )
 
@@ -90,6 +105,10 @@ class FoundImage:
     image_id, width, height: where the source gives them (pixels, upright); with all three it is
     declared, and indexed without being opened. fault: why it cannot be used, as the source sees it.
     detail and boxes are notes on it: correcting them makes no new image of it.
+
+    uri is its address without secrets, whatever it is made with. private_uri: the whole address,
+    where it holds a secret; to be read from, never to be stored or shown. Such an image is opened
+    even where id and size are given, while its address is still good.
     """
 
     uri: str
@@ -100,17 +119,24 @@ class FoundImage:
     height: int | None = None
     fault: str | None = None
     detail: str | None = None
+    private_uri: str | None = field(default=None, repr=False, compare=False)
     boxes: tuple[Box, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (uri := cleaned(self.uri)) != self.uri:
+            object.__setattr__(self, "private_uri", self.uri)
+            object.__setattr__(self, "uri", uri)
 
     @classmethod
     def faulty(cls, uri: str, label: str, fault: str) -> FoundImage:
         """A row that cannot be used; it is new again once its fault is another or none."""
+        fault = without_secrets(fault)
         return cls(uri, label, f"fault: {fault}", fault=fault)
 
     @property
     def declared_size(self) -> tuple[int, int] | None:
         """(width, height) of a declared image, None for others."""
-        if self.fault or None in (self.image_id, self.width, self.height):
+        if self.fault or self.private_uri or None in (self.image_id, self.width, self.height):
             return None
         return cast("tuple[int, int]", (self.width, self.height))
 
@@ -172,11 +198,55 @@ class IndexPlan:
     left_out: Tally = field(default_factory=Tally)
 
 
+class KeptImages:
+    """The images that a shard keeps, on their way into one local Parquet file.
+
+    Threads may add to it at once; not more than a row group is in memory. There is no file where
+    there are no images.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._writer: pq.ParquetWriter | None = None
+        self._held: list[bytes] = []
+        self._rows = 0
+
+    def add(self, name: str, data: bytes) -> str:
+        """Keep an image; returns its address relative to the shard's unit, which ends in `name`."""
+        with self._lock:
+            address = row_uri(KEPT_FILE, self._rows, KEPT_COLUMN, name)
+            self._rows += 1
+            self._held.append(data)
+            if sum(map(len, self._held)) >= KEPT_GROUP_BYTES:
+                self._write()
+        return address
+
+    def close(self) -> None:
+        """Write what is still held."""
+        if self._held:
+            self._write()
+        if self._writer:
+            self._writer.close()
+
+    def _write(self) -> None:
+        images = pa.table({KEPT_COLUMN: pa.array(self._held, pa.binary())})
+        with explained(str(self.path.parent)):
+            if self._writer is None:  # images are compressed already
+                self._writer = pq.ParquetWriter(self.path, images.schema, compression="none")
+            self._writer.write_table(images)
+        self._held = []
+
+
 def index_shard(
-    found: Sequence[FoundImage], on_progress: Callable[[int], object] = lambda images: None
+    found: Sequence[FoundImage],
+    on_progress: Callable[[int], object] = lambda images: None,
+    kept: KeptImages | None = None,
 ) -> pa.Table:
     """Read, hash and check each image: a table of SHARD_SCHEMA, in the order of `found`.
 
+    kept: takes the good images whose address holds a secret; ValueError where there are some and
+    nothing takes them.
     Declared images are not opened; one of several labels is opened once. on_progress is called, in
     this thread, with the number of rows done since the last call. Storage faults that may pass
     raise OSError; a file that is gone or closed to us is set aside like a broken one. InputError if
@@ -191,11 +261,13 @@ def index_shard(
         for _, places in groupby(to_open, key=lambda i: (found[i].uri, found[i].image_id))
     ]
     with ThreadPoolExecutor(READERS) as pool:
-        opened = pool.map(lambda places: _opened_row(found[places[0]]), of_image)
+        opened = pool.map(lambda places: _kept_row(found[places[0]], kept), of_image)
         for places, row in zip(of_image, opened, strict=True):
             rows |= {place: row | _new_row(found[place]) for place in places}
             on_progress(len(places))
     _check_archives(found)
+    if kept:
+        kept.close()
     return pa.Table.from_pylist([rows[i] for i in range(len(found))], schema=SHARD_SCHEMA)
 
 
@@ -243,18 +315,31 @@ def _settled_row(found: FoundImage) -> Row | None:
     return row
 
 
-def _opened_row(found: FoundImage) -> Row:
+def _kept_row(found: FoundImage, kept: KeptImages | None) -> Row:
+    """The row of an image that was opened, with nothing of a secret in it."""
+    with secrets_kept():
+        row, data = _opened_row(found)
+    if (reason := row.get("set_aside")) is not None:
+        row["set_aside"] = without_secrets(str(reason))
+    elif found.private_uri:
+        if kept is None:
+            raise ValueError(f"{found.uri}: its address holds a secret, so it has to be kept")
+        row["stored"] = kept.add(found.uri.partition("#")[0], data)
+    return row
+
+
+def _opened_row(found: FoundImage) -> tuple[Row, bytes]:
     row = _new_row(found)
     try:
-        data = read_bytes(found.uri)
+        data = read_bytes(found.private_uri or found.uri)
     except (FileNotFoundError, IsADirectoryError) as error:
-        return row | {"set_aside": f"cannot be read: {error}"}
+        return row | {"set_aside": f"cannot be read: {error}"}, b""
     except ImageError as error:
-        return row | {"set_aside": str(error)}
+        return row | {"set_aside": str(error)}, b""
     except InputError as error:
         # Of this one file on this machine; a server may refuse all, the credentials having expired.
         if isinstance(error.__cause__, PermissionError) and error.__cause__.errno is not None:
-            return row | {"set_aside": f"cannot be read: {error.__cause__}"}
+            return row | {"set_aside": f"cannot be read: {error.__cause__}"}, b""
         raise
     _check_length(found, len(data))
     row["image_id"] = content_id(data)
@@ -268,8 +353,8 @@ def _opened_row(found: FoundImage) -> Row:
         row["width"], row["height"] = image.size
         row["scaled_bits"] = image.info.get(SCALED_BITS)
     except ImageError as error:
-        return row | {"set_aside": str(error)}
-    return row
+        return row | {"set_aside": str(error)}, b""
+    return row, data
 
 
 def _new_row(found: FoundImage) -> Row:
@@ -336,12 +421,25 @@ def good(table: pa.Table) -> pa.Table:
     return table.filter(pc.is_null(table.column("set_aside")))
 
 
-def images_of(table: pa.Table) -> list[ShardImage]:
-    """The rows of a table of good images."""
-    columns = ["image_id", "uri", "label", "width", "height", "declared", "detail", "boxes"]
+def places_of(table: pa.Table, unit: str) -> list[str]:
+    """Where the images of a table are read: in the table's own unit, or at their addresses.
+
+    unit: the address of the folder with the unit's files.
+    """
+    places = pc.coalesce(table.column("stored"), table.column("uri")).to_pylist()
+    return [place if _is_full(place) else f"{unit}/{place}" for place in places]
+
+
+def _is_full(place: str) -> bool:
+    return place.startswith("/") or "://" in place.partition("#")[0]
+
+
+def images_of(table: pa.Table, unit: str) -> list[ShardImage]:
+    """The rows of a table of good images, at the places where they are read (`places_of`)."""
+    columns = ["image_id", "label", "width", "height", "declared", "detail", "boxes"]
+    rows = zip(places_of(table, unit), table.select(columns).to_pylist(), strict=True)
     return [
-        ShardImage(**row | {"boxes": boxes_of(row["boxes"])})
-        for row in table.select(columns).to_pylist()
+        ShardImage(**row | {"uri": place, "boxes": boxes_of(row["boxes"])}) for place, row in rows
     ]
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypedDict
 
+from diffmining_core.secrets import without_secrets
+
 NAMED = 3
 """Names that are kept per reason."""
 
@@ -32,7 +34,7 @@ class Tally:
         """Count so many more rows under a reason; `names` are theirs, as far as they are known."""
         self.counts[reason] += count
         kept = self.names.setdefault(reason, [])
-        kept.extend(names[: NAMED - len(kept)])
+        kept.extend(without_secrets(name) for name in names[: NAMED - len(kept)])
 
     def update(self, reasons: Mapping[str, Reason]) -> None:
         """Add what another tally holds, as `as_json` has it."""

@@ -5,5 +5,5 @@ from diffmining_core.report.source import SiteSource
 
 __all__ = ["SiteSource", "render_index", "write_site"]
 
-ALGO = "report-4"
+ALGO = "report-5"
 """Version of the page's layout; part of its units' keys."""

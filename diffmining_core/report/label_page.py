@@ -27,6 +27,7 @@ from diffmining_core.report.pictures import (
     write_label_pictures,
 )
 from diffmining_core.report.score_unit import ScoreUnit
+from diffmining_core.report.shown_addresses import ShownAddresses
 from diffmining_core.report.source import (
     KINDS,
     SMALL_CLUSTER,
@@ -110,7 +111,7 @@ def write_label(site: Site, label: str) -> list[list[Tile]]:
             images=_images_view(site, label, ends, pictures),
             small_cluster=SMALL_CLUSTER,
             shown_per_cluster=site.sizes.per_cluster,
-            page_data=_page_data(label, pictures, site.unit),
+            page_data=_page_data(label, pictures, site.unit, site.source.shown),
             figures=figure_names,
         )
     )
@@ -302,7 +303,9 @@ def _images_view(
     }
 
 
-def _page_data(label: str, pictures: LabelPictures, unit: ScoreUnit) -> dict[str, Any]:
+def _page_data(
+    label: str, pictures: LabelPictures, unit: ScoreUnit, shown: ShownAddresses
+) -> dict[str, Any]:
     """What the script needs to show an image: paths from the label's page, sizes in px."""
     return {
         "label": label,
@@ -312,7 +315,7 @@ def _page_data(label: str, pictures: LabelPictures, unit: ScoreUnit) -> dict[str
             {
                 "id": image.image_id,
                 "name": image.name,
-                "path": image.uri,
+                "path": shown.address(image.uri),
                 "width": image.width,
                 "height": image.height,
                 "source": f"../{image.source}",

@@ -30,6 +30,7 @@ from diffmining_core.report.outlines import outlined
 from diffmining_core.report.overlays import label_scale, overlay, smoothed
 from diffmining_core.report.page import fact_groups
 from diffmining_core.report.pictures import save_webp
+from diffmining_core.report.shown_addresses import ShownAddresses
 from diffmining_core.report.source import label_slugs
 
 SMOOTHING = 1 / 16
@@ -54,12 +55,14 @@ class Seen:
 class Localization:
     """What the page says; `scores` is a table of SCORE_SCHEMA.
 
-    look: (image_id, label) -> what is shown of that image; asked for one label at a time.
+    shown: how the table shows the addresses of images. look: (image_id, label) -> what is shown of
+    that image; asked for one label at a time.
     """
 
     title: str
     scores: pa.Table
     facts: Mapping[str, Any]
+    shown: ShownAddresses
     look: Callable[[str, str], Seen]
 
 
@@ -69,7 +72,7 @@ def write_localization(localization: Localization, folder: Path) -> None:
     (folder / "pictures").mkdir()
     for label, slug in _slugs(localization.scores).items():
         _write_pictures(localization, label, folder / "pictures" / slug)
-    pq.write_table(localization.scores, folder / SCORES)
+    pq.write_table(localization.shown.table(localization.scores), folder / SCORES)
     (folder / NUMBERS).write_text(json.dumps(numbers(localization), indent=2) + "\n")
     (folder / "index.html").write_text(render_localization(localization, ""), encoding="utf-8")
 

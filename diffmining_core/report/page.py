@@ -30,6 +30,7 @@ from diffmining_core.report.likeness import ClusterLikeness, cluster_likeness
 from diffmining_core.report.overlays import colour_bar
 from diffmining_core.report.pictures import picture_sizes
 from diffmining_core.report.score_unit import ScoreUnit
+from diffmining_core.report.shown_addresses import ShownAddresses
 from diffmining_core.report.source import (
     KINDS,
     Losses,
@@ -115,7 +116,7 @@ def _label_links(source: SiteSource) -> list[tuple[str, str]]:
 def render_index(source: SiteSource, prefix: str) -> str:
     """The overview as HTML, its links starting with `prefix` ("" or a folder ending in "/")."""
     slugs = label_slugs(source.labels)
-    set_aside = source.set_aside.slice(0, _SET_ASIDE_SHOWN).to_pylist()
+    set_aside = source.shown.table(source.set_aside.slice(0, _SET_ASIDE_SHOWN)).to_pylist()
     return (
         environment()
         .get_template("index.html")
@@ -316,9 +317,9 @@ def _tables(source: SiteSource) -> dict[str, Any]:
 
 def _write_numbers(source: SiteSource, folder: Path) -> None:
     for name, table in _tables(source).items():
-        pq.write_table(table, folder / name, compression="zstd")
+        pq.write_table(source.shown.table(table), folder / name, compression="zstd")
     if source.ranking:
-        shutil.copyfile(source.ranking.table, folder / "images.parquet")
+        _write_images(source.ranking.table, folder / "images.parquet", source.shown)
     slugs = label_slugs(source.labels)
     summary = {
         "title": source.title,
@@ -331,6 +332,16 @@ def _write_numbers(source: SiteSource, folder: Path) -> None:
     }
     text = json.dumps(summary, indent=1, ensure_ascii=False, default=_plain)
     (folder / "summary.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _write_images(table: Path, copy: Path, shown: ShownAddresses) -> None:
+    """The table of all images with their addresses as they are shown, a row group at a time."""
+    with (
+        pq.ParquetFile(table) as parquet,
+        pq.ParquetWriter(copy, parquet.schema_arrow, compression="zstd") as writer,
+    ):
+        for group in range(parquet.num_row_groups):
+            writer.write_table(shown.table(parquet.read_row_group(group)))
 
 
 def _plain(value: object) -> Any:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from diffmining_core.errors import InputError
 from diffmining_core.images.pixels import load_pixels
+from diffmining_core.images.shards import places_of
 from diffmining_core.patches.scoring import HIGHEST
 from diffmining_core.report.figures import Tile
 from diffmining_core.report.pictures import crop
@@ -138,26 +139,21 @@ class SoFar:
             images = read_table(self.root, shard, "shard.parquet")
         except CorruptFileError:
             return  # `diffmining verify` names it
-        uris = zip(images["image_id"].to_pylist(), images["uri"].to_pylist(), strict=True)
-        uri_of = dict(uris)
+        places = places_of(images, self.root.url_of(shard.attempt))
+        uri_of = dict(zip(images["image_id"].to_pylist(), places, strict=True))
         highest = table.filter(pc.field("kind") == HIGHEST)
         for row in highest.to_pylist():
             label = row["label"]
             best = self.best.setdefault(label, [])
             self.patches[label] = self.patches.get(label, 0) + 1
             if len(best) < PATCHES or row["typicality"] > best[-1].patch.typicality:
-                uri = self._address(shard, uri_of[row["image_id"]])
-                patch = Patch(
-                    row["image_id"], uri, row["y"], row["x"], row["size"], row["typicality"]
-                )
+                image_id = row["image_id"]
+                place = row["y"], row["x"], row["size"]
+                patch = Patch(image_id, uri_of[image_id], *place, row["typicality"])
                 best.append(Found(patch, int(maps.parameters["size"])))
                 best.sort(key=lambda found: -found.patch.typicality)
                 del best[PATCHES:]
         self.shards += 1
-
-    def _address(self, shard: Manifest, uri: str) -> str:
-        is_full = uri.startswith("/") or "://" in uri.partition("#")[0]
-        return uri if is_full else self.root.url_of(f"{shard.attempt}/{uri}")
 
     def _strip(self, label: str, patches: Sequence[Found]) -> Strip | None:
         for found in patches:

@@ -6,7 +6,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from diffmining_core.report.ranking import ImageRanking
+from diffmining_core.report.shown_addresses import ShownAddresses
 from diffmining_core.signs import Sign
 
 KINDS = ("highest", "random", "lowest")
@@ -81,6 +82,7 @@ class SiteSource:
         ranking: of whole images by their mean typicality.
         features: label -> image_id, y, x and float32 features [n, d] of its highest patches, or
             None where there are none.
+        shown: how the pages and tables show the addresses of images.
     """
 
     title: str
@@ -103,6 +105,7 @@ class SiteSource:
     model_card: bytes | None = None
     ranking: ImageRanking | None = None
     features: Callable[[str], PatchFeatures | None] | None = None
+    shown: ShownAddresses = field(default_factory=ShownAddresses)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from diffmining_core.report.overlays import label_scale, overlay
 from diffmining_core.report.pictures import crop
 from diffmining_core.report.source import Patch, SiteSource
 from diffmining_core.results import chosen
+from diffmining_core.results.image_addresses import image_addresses
 from diffmining_core.results.maps import UnitMaps
 from diffmining_core.results.references import (
     CLUSTERS,
@@ -257,7 +258,8 @@ class MinedResults:
         with opened_parquet(file_url(self.root, self._report, self._file(table))) as parquet:
             if not parquet.metadata.num_rows:
                 yield pa.RecordBatch.from_pylist([], parquet.schema_arrow)
-            yield from parquet_batches(parquet, BATCH_ROWS, parquet.schema_arrow.names)
+            for batch in parquet_batches(parquet, BATCH_ROWS, parquet.schema_arrow.names):
+                yield from self._readable(pa.Table.from_batches([batch])).to_batches()
 
     @property
     def tables(self) -> list[str]:
@@ -398,8 +400,23 @@ class MinedResults:
 
     def _table(self, name: str) -> pa.Table:
         if name not in self._tables:
-            self._tables[name] = read_table(self.root, self._report, self._file(name))
+            table = read_table(self.root, self._report, self._file(name))
+            self._tables[name] = self._readable(table)
         return self._tables[name]
+
+    def _readable(self, table: pa.Table) -> pa.Table:
+        """A table of the page, with the addresses where its images are read."""
+        if not {"image_id", "uri"} <= set(table.schema.names):
+            return table
+        uris = map(self._addresses.get, table["image_id"].to_pylist(), table["uri"].to_pylist())
+        place = table.schema.get_field_index("uri")
+        return table.set_column(place, "uri", pa.array(uris, pa.string()))
+
+    @cached_property
+    def _addresses(self) -> dict[str, str]:
+        """Where each image is read, by its id."""
+        shards = dict.fromkeys([*self.made_from.compared, *self.made_from.dataset])
+        return image_addresses(self.root, shards)
 
     def _file(self, name: str) -> str:
         if name not in self.tables:

@@ -130,10 +130,13 @@ class Attempt:
             raise FileNotFoundError(f"{self.unit}: {local_dir} holds no file to store")
         for path in paths:
             inner = path.relative_to(local_dir).as_posix()
-            name = f"{prefix}/{inner}" if prefix else inner
-            with path.open("rb") as file:
-                self._note(name, _record(_blocks(file)))
-            self.root.write_file(f"{self.folder}/{name}", path)
+            self.write_file(f"{prefix}/{inner}" if prefix else inner, path)
+
+    def write_file(self, name: str, path: Path) -> None:
+        """Store a local file as `name`, in blocks, whatever its size."""
+        with path.open("rb") as file:
+            self._note(name, _record(_blocks(file)))
+        self.root.write_file(f"{self.folder}/{name}", path)
 
     def _note(self, name: str, record: FileRecord) -> None:
         if checked_name(name) in self.files:

@@ -1,13 +1,13 @@
 """Roots: the one folder, on local disk, in memory or on S3, under which a run's results live.
 
-Credentials come from the environment only (for S3 the `AWS_*` variables, a profile or a role).
+Credentials come from the environment only (for S3 the `AWS_*` variables, a profile or a role): an
+address that holds some is refused.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -26,6 +26,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from diffmining_core.errors import InputError
 from diffmining_core.proxies import never_proxy_loopback
+from diffmining_core.secrets import REMEDY, cleaned, secrets_kept, without_secrets
 from diffmining_core.store.media_types import media_type
 
 # fsspec's memory file system looks first and writes then; the lock makes these two one step.
@@ -291,11 +292,7 @@ def open_root(url: str, create: bool = True) -> Root:
             f"{protocol}:// cannot keep results, which need files that one of several runs alone "
             "can create; give a local folder, or an address such as s3://bucket/prefix"
         )
-    if url.startswith(_S3) and "@" in url.split("/")[2]:
-        raise InputError(
-            "credentials do not belong into an address, which is recorded; set AWS_ACCESS_KEY_ID "
-            "and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, and give s3://bucket/prefix"
-        )
+    refuse_secrets("root", url)
     try:
         fs, path = filesystem(url)
     except (ValueError, ImportError) as error:
@@ -312,6 +309,12 @@ def open_root(url: str, create: bool = True) -> Root:
     root = Root(fs.unstrip_protocol(path), fs, path)
     _check_remote(root, create)
     return root
+
+
+def refuse_secrets(what: str, address: str) -> None:
+    """InputError if an address that would be stored holds a password, a token or a signature."""
+    if (clean := cleaned(address)) != address:
+        raise InputError(f"{what} {clean}: {REMEDY}")
 
 
 def checked_name(name: str) -> str:
@@ -336,12 +339,13 @@ def explained(url: str) -> Iterator[None]:
         if reason := _reason(error):
             raise InputError(f"{url}: {reason}") from error
         if isinstance(error, OSError) and _may_pass(error.__cause__):
-            what = _s3_code(error)
-            raise ConnectionError(f"{url}: the server cannot serve now ({what})") from error
+            sentence = f"{url}: the server cannot serve now ({_s3_code(error)})"
+            raise ConnectionError(without_secrets(sentence)) from error
         if _is_unreachable(error):  # an OSError, so that it counts among what may pass
-            what = re.sub(r"//[^/\s]*@", "//", str(error))  # a password in AWS_ENDPOINT_URL
-            raise ConnectionError(f"{url}: the server cannot be reached ({what})") from error
-        raise
+            sentence = f"{url}: the server cannot be reached ({error})"
+            raise ConnectionError(without_secrets(sentence)) from error
+        with secrets_kept():
+            raise
 
 
 def _reason(error: Exception) -> str | None:

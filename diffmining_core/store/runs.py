@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from pydantic_core import from_json
 
 from diffmining_core.errors import InputError
+from diffmining_core.secrets import without_secrets
 from diffmining_core.store.ledger import published
 from diffmining_core.store.roots import Root
 from diffmining_core.store.units import canonical_json
@@ -75,7 +76,7 @@ class Failure:
 
 def note_failure(root: Root, stage: str, key: str, failure: Failure) -> None:
     """Note why a unit could not be made; it counts while the unit has no manifest."""
-    record = {"reason": failure.reason, "time": failure.noted or _now()}
+    record = {"reason": without_secrets(failure.reason), "time": failure.noted or _now()}
     if failure.damaged:
         record["damaged"] = "/".join(failure.damaged)
     root.write_bytes(f"failures/{stage}/{key}.json", canonical_json(record))

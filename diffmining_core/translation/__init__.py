@@ -4,5 +4,5 @@ In: images with their labels and a finetuned pipeline. Out: the same images unde
 element by element in the same places, and what is typical in all of them at once.
 """
 
-ALGO = "translation-1"
+ALGO = "translation-2"
 """Version of what decides a translated image, given its source and the model."""

@@ -8,6 +8,7 @@ from prefect import flow
 
 from diffmining_core.errors import InputError
 from diffmining_core.recipes import MINED
+from diffmining_core.report.shown_addresses import without_paths
 from diffmining_core.results.references import Shard
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import plan_stage
@@ -108,9 +109,9 @@ def study_facts(
     measured = how_measured(parameters, size)
     return {
         "dataset": {
-            "folder": parameters.dataset,
+            "name": parameters.dataset_name,
             "images": sum(shard.images for shard in dataset),
-            "known answer": truth.source,
+            "known answer": without_paths(truth.source),
         },
         "model": {
             **measured["model"],

@@ -12,6 +12,7 @@ from diffmining_core.images.shards import check_labels
 from diffmining_core.models.files import Geometry
 from diffmining_core.recipes import MINED
 from diffmining_core.report.escaping import markdown_text
+from diffmining_core.report.shown_addresses import without_paths
 from diffmining_core.report.study_page import Table, markdown
 from diffmining_core.results.references import Shard
 from flows.checks import check_inputs
@@ -106,9 +107,9 @@ def study_facts(parameters: MinedStudyParameters, prepared: Prepared) -> dict[st
     return {
         "notes": prepared.notes,
         "dataset": {
-            "folder": parameters.dataset,
+            "name": parameters.dataset_name,
             "images": sum(shard.images for shard in prepared.dataset),
-            "known answer": prepared.truth.source if prepared.truth else "none",
+            "known answer": without_paths(prepared.truth.source) if prepared.truth else "none",
         },
         **how_measured(parameters, size),
         "patches": {

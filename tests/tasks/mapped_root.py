@@ -75,6 +75,7 @@ def _index(
             "declared": False,
             "boxes": None,
             "detail": None,
+            "stored": None,
         }
         columns = [
             value if isinstance(value := values[field.name], list) else [value] * len(images)

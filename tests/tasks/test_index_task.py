@@ -7,11 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from guarded_images import Guarded, guarded_images
 from PIL import Image
 from published_layouts import PUBLISHED, folder_of
 from written_images import photo, put
 
 from diffmining_core.images import shards
+from diffmining_core.images.addresses import read_bytes
 from diffmining_core.recipes import MINED, TRAIN, load_recipe
 from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import finished
@@ -137,3 +139,22 @@ def test_scaled_greys_and_all_files_are_told_of_the_dataset_as_it_is(tmp_path: P
     assert indexed() == ({"listed": 6, "images": 4, "set_aside": 1, "left_out": 1}, {told: 3})
     (tmp_path / "rays" / "chest" / "0.png").unlink()
     assert indexed() == ({"listed": 5, "images": 3, "set_aside": 1, "left_out": 1}, {told: 2})
+
+
+def test_a_shard_with_corrected_notes_keeps_the_images_behind_secret_addresses(
+    tmp_path: Path,
+) -> None:
+    manifest, root = tmp_path / "photos.csv", str(tmp_path / "root")
+    with guarded_images(Guarded({"/a.png": photo(0, 48, 40)}, "pa55", set())) as served:
+        row = f"http://reader:pa55@{served.host}/a.png,rome"
+        manifest.write_text(f"uri,label,detail\n{row},\n")
+        indexing.index.fn(root, str(manifest), None, MINED, 10, 0.0)
+        manifest.write_text(f"uri,label,detail\n{row},Lazio\n")
+        *_, state = indexing.index.fn(root, str(manifest), None, MINED, 10, 0.0)
+        assert served.asked == {"/a.png": 1}
+    (shard,) = dataset_shards(root, state.key, state.stage)
+    (image,) = good(open_root(root), shard)
+    assert image.detail == "Lazio"
+    assert f"/{shard.key}/" in image.uri, "of its own unit"
+    assert read_bytes(image.uri) == photo(0, 48, 40)
+    assert indexing.part_of(open_root(root), shard, [image]) == shard

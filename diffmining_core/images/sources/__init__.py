@@ -32,7 +32,7 @@ from diffmining_core.images.sources.names import rubbish
 from diffmining_core.images.sources.tables import TableSource, image_column_of
 from diffmining_core.images.sources.tars import TarSource
 from diffmining_core.images.sources.text_tables import table_suffix
-from diffmining_core.store.roots import explained, filesystem
+from diffmining_core.store.roots import explained, filesystem, refuse_secrets
 
 SPLITS = frozenset(
     {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
@@ -155,6 +155,7 @@ def _real_path(fs: Any, path: str) -> str:
 
 
 def _place(url: str) -> _Place:
+    refuse_secrets("dataset", url)
     try:
         fs, path = filesystem(url)
     except (ValueError, ImportError) as error:

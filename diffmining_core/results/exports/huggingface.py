@@ -17,6 +17,7 @@ from diffmining_core.images.ahead import in_order
 from diffmining_core.images.pixels import load_pixels
 from diffmining_core.report.escaping import markdown_text, printable
 from diffmining_core.report.pictures import crop
+from diffmining_core.report.shown_addresses import ShownAddresses
 from diffmining_core.results.exports.mined_images import MinedImage, MinedImages
 from diffmining_core.results.exports.target import file_of
 from diffmining_core.results.opened import MinedResults, patch_of
@@ -71,7 +72,7 @@ their label, and random ones, mined by diffmining. Every row is one patch:
 | cluster | of its label, 0 the most typical; only of the highest |
 | distance | of its feature to the cluster's mean |
 | image_id | first 32 hex digits of the sha256 of the image's file |
-| uri | where the image lay |
+| uri | where the image lay in the dataset |
 | y, x, size | the square, in pixels of the image whose shorter side has {size} |
 
 {patches} patches from {images} images, {labels} labels.
@@ -108,10 +109,12 @@ def _rows(
         pixels = load_pixels(image.uri, results.size, image.image_id)
         return [_png(crop(pixels, patch_of(row))) for row in image.patches]
 
+    shown = ShownAddresses.at(results.root)
     for image, pictures in in_order(read, images):
         for row, picture in zip(image.patches, pictures, strict=True):
             name = f"{row['image_id']}-{row['y']}-{row['x']}.png"
-            yield {"image": {"bytes": picture, "path": name}, **{key: row[key] for key in VALUES}}
+            values = {key: row[key] for key in VALUES} | {"uri": shown.address(row["uri"])}
+            yield {"image": {"bytes": picture, "path": name}, **values}
         on_image()
 
 

@@ -116,7 +116,7 @@ def test_every_bad_image_is_mined_right_or_set_aside_by_name(
     assert reasons.keys() == SET_ASIDE.keys()
     for name, (_, reason) in SET_ASIDE.items():
         assert reason in reasons[name]
-    images = {own_name(image.uri): image for image in images_of(good(table))}
+    images = {own_name(image.uri): image for image in images_of(good(table), "")}
     assert len(images) + len(reasons) == len(wanted)
     for name, (_, shown) in MINED.items():
         image = images[name]

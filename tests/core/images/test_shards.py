@@ -7,15 +7,21 @@ from pathlib import Path
 
 import fsspec
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from guarded_images import Guarded, guarded_images
 from PIL import Image
 from written_images import claiming, photo, put
 
 from diffmining_core.errors import InputError
+from diffmining_core.images import shards
+from diffmining_core.images.addresses import read_bytes
 from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.images.shards import (
+    KEPT_FILE,
     SHARD_SCHEMA,
     FoundImage,
+    KeptImages,
     Notes,
     check_labels,
     check_set_aside,
@@ -53,7 +59,7 @@ def test_good_images_are_hashed_and_measured(url: str) -> None:
         hashlib.sha256(photo(i, 40 + i, 60)).hexdigest()[:32] for i in numbers
     ]
     assert good(table).equals(table)
-    assert images_of(table)[0] == ShardImage(
+    assert images_of(table, "")[0] == ShardImage(
         image_id=table.column("image_id")[0].as_py(),
         uri=found[0].uri,
         label=found[0].label,
@@ -75,7 +81,7 @@ def test_images_that_are_not_opened_are_counted_too() -> None:
     declared = FoundImage("/none.png", "rome", "a" * 32, "a" * 32, 40, 50)
     table = index_shard([declared, FoundImage.faulty("/b", "", "it has no label")], seen.append)
     assert sum(seen) == 2
-    assert images_of(good(table)) == [ShardImage("a" * 32, "/none.png", "rome", 40, 50, True)]
+    assert images_of(good(table), "") == [ShardImage("a" * 32, "/none.png", "rome", 40, 50, True)]
     assert table.column("set_aside").to_pylist() == [None, "it has no label"]
 
 
@@ -92,7 +98,7 @@ def test_an_image_of_several_labels_is_opened_once(tmp_path: Path) -> None:
     seen: list[int] = []
     table = index_shard(found, seen.append)
     assert seen == [0, 2, 2]
-    first, second = images_of(good(table))
+    first, second = images_of(good(table), "")
     assert (first.label, first.detail, first.boxes) == ("mass", "left", (box,))
     assert (second.label, second.detail, second.boxes) == ("nodule", None, ())
     assert first.image_id == second.image_id == hashlib.sha256(photo(1)).hexdigest()[:32]
@@ -145,7 +151,7 @@ def test_what_cannot_be_used_is_set_aside_with_its_reason(
     assert reason in bad["set_aside"]
     assert bad["image_id"] == hashlib.sha256(data).hexdigest()[:32]
     assert (bad["width"], bad["height"]) == (size or (None, None))
-    assert [image.uri[-8:] for image in images_of(good(table))] == ["good.png"]
+    assert [image.uri[-8:] for image in images_of(good(table), "")] == ["good.png"]
 
 
 def test_the_smallest_and_the_longest_images_are_good(tmp_path: Path) -> None:
@@ -240,3 +246,44 @@ def test_a_share_is_that_of_all_images() -> None:
     check_share(["x"], 10, 0.1)
     with pytest.raises(InputError, match=r"^2 of 10 images .* allowed \(2 × x\); mend"):
         check_share(["x", "x"], 10, 0.1)
+
+
+def test_an_image_whose_address_holds_a_secret_is_read_by_it_and_kept(tmp_path: Path) -> None:
+    images = {f"/{name}.png": photo(number, 48, 40) for number, name in enumerate("ab")}
+    with guarded_images(Guarded(images, "pa55", {"k=t0ken"})) as served:
+        found = [
+            FoundImage(f"http://reader:pa55@{served.host}/a.png", "rome", ""),
+            FoundImage(f"http://{served.host}/b.png?k=t0ken", "oslo", "", "f" * 32, 48, 40),
+            FoundImage(f"http://{served.host}/c.png?k=t0ken", "oslo", ""),
+        ]
+        with pytest.raises(ValueError, match="has to be kept"):
+            index_shard(found)
+        table = index_shard(found, kept=KeptImages(tmp_path / KEPT_FILE))
+    assert "pa55" not in repr((found, table.to_pydict()))
+    assert "t0ken" not in repr((found, table.to_pydict()))
+    first, second, third = table.to_pylist()
+    assert first["uri"] == f"http://{served.host}/a.png"
+    assert read_bytes(f"{tmp_path}/{first['stored']}") == images["/a.png"]
+    assert "image id" in second["set_aside"], "a declared image is opened, and is another"
+    assert (second["stored"], third["stored"]) == (None, None)
+    (kept,) = images_of(good(table), str(tmp_path))
+    assert kept.uri.endswith(f"{KEPT_FILE}#row=0&column=image/a.png")
+
+
+def test_kept_images_are_written_in_small_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "KEPT_GROUP_BYTES", 10)
+    kept = KeptImages(tmp_path / KEPT_FILE)
+    places = [kept.add(f"https://host/{number}.jpg", bytes([number]) * 6) for number in range(5)]
+    kept.close()
+    assert pq.ParquetFile(kept.path).num_row_groups == 3
+    for number, place in enumerate(places):
+        assert read_bytes(f"{tmp_path}/{place}") == bytes([number]) * 6
+
+
+def test_without_secrets_nothing_is_kept(tmp_path: Path) -> None:
+    put(str(tmp_path), "rome/a.png", photo(0, 48, 40))
+    table = index_shard(list_folder(str(tmp_path)), kept=KeptImages(tmp_path / KEPT_FILE))
+    assert table["stored"].to_pylist() == [None]
+    assert not (tmp_path / KEPT_FILE).exists()

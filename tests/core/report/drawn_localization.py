@@ -8,6 +8,7 @@ import numpy as np
 
 from diffmining_core.localization.scores import map_score, score_table
 from diffmining_core.report.localization import Localization, Seen
+from diffmining_core.report.shown_addresses import ShownAddresses
 
 CELL = 8
 
@@ -37,6 +38,7 @@ def drawn_localization(
         title="Localisation in <b>boxes</b>",
         scores=scores,
         facts={"notes": ["2 images are <not> scored."], "dataset": {"folder": "/x/<boxes>"}},
+        shown=ShownAddresses(),
         look=lambda image_id, label: seen[image_id, label],
     )
 
