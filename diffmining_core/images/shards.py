@@ -29,6 +29,7 @@ from diffmining_core.images.addresses import (
     read_bytes,
 )
 from diffmining_core.images.pixels import content_id, decode_rgb, header_size
+from diffmining_core.images.reach import advice
 from diffmining_core.images.shard_image import Box, ShardImage
 from diffmining_core.images.tally import Tally
 
@@ -245,7 +246,7 @@ def _opened_row(found: FoundImage) -> Row:
     row = _new_row(found)
     try:
         data = read_bytes(found.uri)
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except FileNotFoundError as error:
         return row | {"set_aside": f"cannot be read: {error}"}
     except ImageError as error:
         return row | {"set_aside": str(error)}
@@ -368,6 +369,11 @@ def check_share(reasons: Sequence[str], images: int, max_bad_share: float, first
     """The same for `reasons` to set aside some of so many images; `first`: the first one's uri."""
     if len(reasons) <= max_bad_share * images:
         return
+    if elsewhere := advice(reasons):
+        raise InputError(
+            f"{len(reasons)} of {images} images of a shard cannot be used, more than the "
+            f"{max_bad_share:.0%} allowed: {elsewhere}"
+        )
     named = "; ".join(f"{count} × {reason}" for reason, count in Counter(reasons).most_common(3))
     raise InputError(
         f"{len(reasons)} of {images} images of a shard cannot be used, more than the "

@@ -13,6 +13,7 @@ from fsspec.implementations.local import LocalFileSystem
 from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import archive_place, fingerprint
 from diffmining_core.images.planning import Listing, plan_rows
+from diffmining_core.images.reach import Reach
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
 from diffmining_core.images.sources.layouts import FolderLayout
 from diffmining_core.images.tally import Tally
@@ -35,12 +36,18 @@ class FolderSource:
     """
 
     def __init__(
-        self, url: str, fs: Any, folders: Sequence[str], layout: FolderLayout | None = None
+        self,
+        url: str,
+        fs: Any,
+        folders: Sequence[str],
+        layout: FolderLayout | None = None,
+        reach: Reach | None = None,
     ) -> None:
         self.url = url
         self.fs = fs
         self.folders = folders
         self.layout = layout or FolderLayout()
+        self.reach = reach or Reach(url)
 
     @property
     def digest(self) -> str:
@@ -90,6 +97,8 @@ class FolderSource:
             return FoundImage.faulty(readable, label, "its name is no UTF-8; rename it")
         if archive_place(uri):
             return FoundImage.faulty(uri, label, "its name reads like a place in an archive")
+        if fault := self.reach.fault(uri):
+            return FoundImage.faulty(uri, label, fault)
         return FoundImage(uri, label, mark)
 
     def _label(self, inner: str) -> str:

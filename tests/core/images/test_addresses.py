@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from written_images import image_table, own_name, parquet_of, put, tar_of
 
-from diffmining_core.errors import ImageError, InputError
+from diffmining_core.errors import ImageError, InputError, UnreadableError
 from diffmining_core.images.addresses import (
     Member,
     Row,
@@ -79,9 +79,9 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
         read_bytes(row_uri(str(tmp_path / "y.parquet"), 0, "image", "a.png"))
 
 
-def test_a_folder_is_no_parquet_file_but_a_fault_of_the_storage(tmp_path: Path) -> None:
+def test_a_folder_is_no_parquet_file(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(UnreadableError, match="it is a folder, not a file"):
         read_bytes(row_uri(str(tmp_path / "x.parquet"), 0, "image", "a.png"))
 
 
