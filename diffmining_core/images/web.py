@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import logging
 import socket
 import ssl
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -22,6 +24,7 @@ from typing import Any
 from urllib.parse import unquote, urljoin
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import (
     ConnectTimeoutError,
     HTTPError,
@@ -29,6 +32,7 @@ from urllib3.exceptions import (
     ReadTimeoutError,
     SSLError,
 )
+from urllib3.response import HTTPResponse
 from urllib3.util import Timeout, Url
 
 from diffmining_core.errors import UnreadableError
@@ -67,7 +71,52 @@ AGENT = "diffmining"
 PASSING = {429, 500, 502, 503, 504}
 REDIRECTS = {301, 302, 303, 307, 308}
 
+
+class _Timed(HTTPConnection):
+    """A connection on which an answer's headers cannot take longer than an image may."""
+
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override] # as its own class has it
+        is_over = threading.Event()
+
+        def shut() -> None:
+            is_over.set()
+            with suppress(OSError, AttributeError):  # it may be closed by now
+                self.sock.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(DEADLINE_SECONDS, shut)
+        timer.daemon = True
+        timer.start()
+        try:
+            response = super().getresponse()
+        except Exception as error:
+            if is_over.is_set():
+                raise TimeoutError from error
+            raise
+        finally:
+            timer.cancel()
+        if is_over.is_set():
+            response.close()
+            raise TimeoutError
+        return response
+
+
+class _TimedOverTLS(_Timed, HTTPSConnection):
+    """The same over TLS."""
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Timed
+
+
+class _PoolOverTLS(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _TimedOverTLS
+
+
+# Its warnings of odd headers tell whole addresses, which may hold signatures.
+logging.getLogger("urllib3.connection").setLevel(logging.ERROR)
+
 _pools = urllib3.PoolManager(num_pools=64, maxsize=8)
+_pools.pool_classes_by_scheme = {"http": _Pool, "https": _PoolOverTLS}
 
 
 @dataclass
@@ -181,9 +230,10 @@ def _followed(uri: str, part: tuple[int | None, int | None], deadline: float) ->
             response.close()
         if not location:
             raise UnreadableError(f"{url.host} redirects to nowhere")
-        uri = urljoin(uri, location)
         try:
-            web_url(uri), place_of(uri)
+            uri = urljoin(uri, location)
+            web_url(uri)
+            place_of(uri)
         except ValueError as error:
             raise UnreadableError(f"{url.host} redirects to what is no web address") from error
 
@@ -309,7 +359,7 @@ def _body(response: Any, url: Url, part: tuple[int | None, int | None], deadline
             data += block
             if len(data) > limit:
                 raise UnreadableError(
-                    f"over {limit // 10**6} MB came of it; --max-image-mb allows more"
+                    f"its file is over {limit // 10**6} MB; --max-image-mb allows larger ones"
                 )
             if time.monotonic() > deadline:
                 raise _PassingError(
