@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import unquote
 
@@ -108,6 +107,8 @@ def is_chain(uri: str) -> bool:
 
 def web_url(uri: str) -> Url:
     """The parts of a web address, its path without dots; ValueError if it is none."""
+    if "\\" in uri:  # which some take for a slash
+        raise ValueError("its address holds a backslash")
     try:
         url = parse_url(re.sub("%2e", ".", uri, flags=re.IGNORECASE))
     except LocationParseError as error:
@@ -199,7 +200,10 @@ class Reach:
     def check(self, uri: str) -> None:
         """InputError if a file of the dataset itself is refused."""
         if fault := self.fault(uri):
-            raise InputError(f"{uri} leads elsewhere; {advice([fault]) or fault}")
+            option = (
+                f"; if it is meant to be read, add --allow {_quoted(fault.removeprefix(OUTSIDE))}"
+            )
+            raise InputError(f"{uri}: {fault}{option if fault.startswith(OUTSIDE) else ''}")
 
     def _place(self, uri: str) -> Place:
         if not is_local(uri):
@@ -207,9 +211,10 @@ class Reach:
         path = local_path(uri)
         if "\0" in path:
             raise ValueError("its address holds a NUL")
-        # By the folder, which is the same for many, unless the file itself is a link.
+        # By the folder, which is the same for many, unless the file itself is a link. Path's
+        # is_symlink raises where a name is too long.
         folder, _, name = path.rpartition("/")
-        if name in ("", ".", "..") or Path(path).is_symlink():
+        if name in ("", ".", "..") or os.path.islink(path):  # noqa: PTH114
             return place_of(uri)
         return Place("file", "", f"{self._real_folder(folder or '/').rstrip('/')}/{name}")
 
