@@ -24,6 +24,7 @@ from diffmining_core.images.reach import (
 )
 from diffmining_core.images.shards import check_set_aside, index_shard
 from diffmining_core.images.sources import check_source, open_source
+from diffmining_core.images.sources.layouts import Table, TableLayout
 
 
 @pytest.fixture(autouse=True)
@@ -160,14 +161,15 @@ def test_a_dataset_behind_a_link_is_its_own_place(tmp_path: Path) -> None:
     assert image.fault is None
 
 
-def test_a_part_behind_a_link_needs_to_be_allowed(tmp_path: Path) -> None:
-    put(str(tmp_path), "out/a.tar", bytes(10240))
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "folder").symlink_to(tmp_path / "out")
+def test_a_recipe_s_table_behind_a_link_needs_to_be_allowed(tmp_path: Path) -> None:
+    put(str(tmp_path), "out/table.csv", b"file,label\na.png,rome\n")
+    put(str(tmp_path), "in/a.png", photo())
+    (tmp_path / "in" / "table.csv").symlink_to(tmp_path / "out" / "table.csv")
+    layout = TableLayout(Table("table.csv"), "{file}", "label")
     with pytest.raises(InputError, match=f"add --allow {tmp_path}/out/$"):
-        open_source(f"{tmp_path}/in/*/a.tar")
-    open_source(f"{tmp_path}/in/*/a.tar", allow=[f"{tmp_path}/out/"])
-    open_source(f"{tmp_path}/in/folder/a.tar")  # named by the user
+        list(open_source(str(tmp_path / "in"), layout).images())
+    (image,) = open_source(str(tmp_path / "in"), layout, [f"{tmp_path}/out/"]).images()
+    assert image.fault is None
 
 
 @pytest.fixture
