@@ -121,9 +121,9 @@ _pools.pool_classes_by_scheme = {"http": _Pool, "https": _PoolOverTLS}
 
 @dataclass
 class Host:
-    """What is known of a host and port. resolved: (address, time.monotonic())."""
+    """What is known of a host and port. resolved: its addresses, and time.monotonic() then."""
 
-    resolved: tuple[str, float] | None = None
+    resolved: tuple[list[str], float] | None = None
     paused_until: float = 0.0
     gone_until: float = 0.0
     gone_because: str = ""
@@ -243,7 +243,7 @@ def _schemes(url: Url) -> tuple[str, ...]:
 
 
 def _netloc(url: Url) -> str:
-    return f"{url.host}:{url.port}" if url.port else str(url.host)
+    return f"{url.host}{_port(url)}"
 
 
 def _checked_address(url: Url) -> str:
@@ -256,41 +256,47 @@ def _checked_address(url: Url) -> str:
     now = time.monotonic()
     if host.resolved is None or now - host.resolved[1] > RESOLVED_SECONDS:
         host.resolved = _resolved(url), now
-    return host.resolved[0]
+    addresses, _ = host.resolved
+    for address in addresses:
+        if is_private(_ip(address)) and not _may_reach(url, address):
+            inside = f"{url.scheme}://{_shown(address)}{_port(url)}/"
+            raise UnreadableError(OUTSIDE + place_to_allow(inside))
+    return addresses[0]
 
 
-def _resolved(url: Url) -> str:
-    name = str(url.host).strip("[]")
+def _resolved(url: Url) -> list[str]:
     port = url.port or (443 if url.scheme == "https" else 80)
     try:
-        found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(_name(url), port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        code = getattr(error, "errno", None)
-        if code == socket.EAI_AGAIN:
+        if getattr(error, "errno", None) == socket.EAI_AGAIN:
             raise _PassingError(url, "cannot be resolved now", is_gone=True) from error
         unknown = _PassingError(url, "is no host that is known", is_gone=True)
         _give_up(unknown)
         raise UnreadableError(str(unknown)) from error
-    addresses = [str(entry[4][0]) for entry in found]
-    private = [a for a in addresses if is_private(_ip(a))]
-    for address in private:
-        if not _may_reach(url, name, address):
-            shown = f"[{address}]" if ":" in address else address
-            port_shown = f":{url.port}" if url.port else ""
-            raise UnreadableError(OUTSIDE + place_to_allow(f"{url.scheme}://{shown}{port_shown}/"))
-    return addresses[0]
+    return [str(entry[4][0]) for entry in found]
+
+
+def _name(url: Url) -> str:
+    return str(url.host).strip("[]")
+
+
+def _port(url: Url) -> str:
+    return f":{url.port}" if url.port else ""
+
+
+def _shown(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
 
 
 def _ip(address: str) -> Address:
     return ipaddress.ip_address(address.partition("%")[0])
 
 
-def _may_reach(url: Url, name: str, address: str) -> bool:
+def _may_reach(url: Url, address: str) -> bool:
     """Whether this private address is allowed, or, of this machine's own name, that name is."""
-    shown = f"[{address}]" if ":" in address else address
-    host = name if is_localhost(name.lower()) else shown
-    port = f":{url.port}" if url.port else ""
-    wanted = place_of(f"{url.scheme}://{host}{port}{url.path or '/'}")
+    host = _name(url) if is_localhost(_name(url).lower()) else _shown(address)
+    wanted = place_of(f"{url.scheme}://{host}{_port(url)}{url.path or '/'}")
     return any(place_of(place).holds(wanted) for place in allowed_places())
 
 
@@ -307,7 +313,7 @@ def _asked(
         headers["Authorization"] = "Basic " + base64.b64encode(unquote(auth).encode()).decode()
     if part[1] is not None:
         headers["Range"] = f"bytes={part[0] or 0}-{part[1] - 1}"
-    name = str(url.host).strip("[]").rstrip(".")
+    name = _name(url).rstrip(".")
     secure = {"server_hostname": name, "assert_hostname": name} if url.scheme == "https" else {}
     pool = _pools.connection_from_host(address, url.port, url.scheme, secure)
     left = deadline - time.monotonic()
