@@ -22,6 +22,7 @@ from diffmining_core.images.addresses import (
     read_bytes,
     row_uri,
 )
+from diffmining_core.images.reach import MAX_IMAGE_MB
 
 
 def test_a_file_is_read(url: str) -> None:
@@ -188,3 +189,26 @@ def test_a_row_group_that_could_not_be_read_is_tried_again() -> None:
 def test_what_a_user_can_mend_is_said(bucket: str) -> None:
     with pytest.raises(InputError, match="there is no such bucket"):
         read_bytes(f"s3://not-{bucket}/a.png")
+
+
+def test_an_image_over_the_limit_is_not_read(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MAX_IMAGE_MB, "1")
+    large = bytes(10**6 + 1)
+    put(url, "a.png", large)
+    put(url, "a.tar", tar_of({"a.png": large}))
+    put(url, "a.parquet", parquet_of(image_table({"a.png": large, "b.png": b"b"}, ["x", "x"]), 1))
+    for place in (
+        f"{url}/a.png",
+        member_uri(f"{url}/a.tar", 512, 512 + len(large), "a.png"),
+        row_uri(f"{url}/a.parquet", 0, "image", "a.png"),
+    ):
+        with pytest.raises(UnreadableError, match="over 1 MB; --max-image-mb allows larger"):
+            read_bytes(place)
+    assert read_bytes(row_uri(f"{url}/a.parquet", 1, "image", "b.png")) == b"b"
+    monkeypatch.setenv(MAX_IMAGE_MB, "2")
+    assert read_bytes(f"{url}/a.png") == large
+
+
+def test_an_empty_file_is_read(url: str) -> None:
+    put(url, "a.png", b"")
+    assert read_bytes(f"{url}/a.png") == b""
