@@ -45,6 +45,7 @@ from deployments.automations import (
 )
 from deployments.profile import VARIABLE, Pools, Profile, load_profile
 from diffmining_core.errors import InputError
+from diffmining_core.images.reach import ALLOW
 from flows.forms import refusal
 
 DEPLOYMENTS = Path(__file__).parent / "prefect.yaml"
@@ -282,6 +283,7 @@ def wanted_pool(name: str, pools: Pools) -> WorkPoolCreate:
         **variables.get("env", {}).get("default", {}),
         **given.get("env", {}),
         HEARTBEAT: str(pools.heartbeat_seconds),
+        **({ALLOW: json.dumps(pools.allow)} if pools.allow else {}),
     }
     for variable, default in given.items():
         if variable not in variables:

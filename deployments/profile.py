@@ -33,6 +33,7 @@ class Pools(_Table):
     cpu_runs: int = Field(ge=1)
     heartbeat_seconds: int = Field(ge=30)  # Prefect sends them no faster
     job_variables: dict[str, Any] = {}
+    allow: list[str] = []
 
 
 class Scheduled(_Table):

@@ -18,3 +18,7 @@ class InputError(Exception):
 
 class ImageError(InputError):
     """An image cannot be used; the message says why, and the work goes on without it."""
+
+
+class UnreadableError(ImageError):
+    """The bytes of one image cannot be had, though its storage is well."""

@@ -34,7 +34,7 @@ def check_sources(parameters: FinetuneParameters) -> None:
     if settings.finetune_steps and (settings.recipe.trains_on_others or not splits):
         splits.append(TRAIN)
     for split in splits:
-        check_source(parameters.dataset, settings.recipe.layout(split))
+        check_source(parameters.dataset, settings.recipe.layout(split), parameters.allow)
     find_model(parameters.model_source())
     find_model(parameters.start_source())
 
@@ -44,7 +44,7 @@ def check_dataset(parameters: IndexParameters) -> None:
     check_places(parameters)
     recipe = parameters.chosen_recipe()
     for split in (MINED, TRAIN) if recipe.trains_on_others else (MINED,):
-        check_source(parameters.dataset, recipe.layout(split))
+        check_source(parameters.dataset, recipe.layout(split), parameters.allow)
     claim_root(parameters)
 
 
@@ -62,8 +62,8 @@ def _check_absolute(parameters: IndexParameters) -> None:
 
     if not deployment.id:
         return
-    for name in ("dataset", "root", "masks"):
-        place = getattr(parameters, name, None)
+    places = [(name, getattr(parameters, name, None)) for name in ("dataset", "root", "masks")]
+    for name, place in [*places, *(("allow", place) for place in parameters.allow)]:
         if place is not None and "://" not in place and not Path(place).is_absolute():
             raise InputError(
                 f"{name} must be an absolute path or a URL where a worker runs this, but is "

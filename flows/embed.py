@@ -10,10 +10,18 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffmining_core.images.reach import DEFAULT_MAX_IMAGE_MB, set_reach
 from diffmining_core.report.escaping import one_line
 from diffmining_core.store.roots import open_root
 from flows.fan_out import BatchFlow, Work, run_missing, shown_fan_out
-from flows.parameters import DeviceName, MineParameters, Precision, run_title
+from flows.parameters import (
+    AllowedPlaces,
+    DeviceName,
+    MaxImageMb,
+    MineParameters,
+    Precision,
+    run_title,
+)
 from flows.run_ledger import RunLedger
 from tasks.board import Row
 from tasks.features import RUN_NAME, features, features_unit
@@ -41,6 +49,8 @@ class EmbedBatch(BaseModel):
     ]
     device: DeviceName = "auto"
     precision: Precision = "auto"
+    allow: AllowedPlaces = ()
+    max_image_mb: MaxImageMb = DEFAULT_MAX_IMAGE_MB
 
     @property
     def title(self) -> str:
@@ -58,6 +68,7 @@ class EmbedBatch(BaseModel):
 )
 def embed_batch(parameters: EmbedBatch) -> list[Done]:
     """Embed the patches of a few labels one after the other, with one model in memory."""
+    set_reach(parameters.allow, parameters.max_image_mb)
     model = ModelReference.from_json(parameters.model)
     work = [
         Work(features_unit(label, digest, model, parameters.options), label, (label, digest))
@@ -108,6 +119,8 @@ def embed(
             options=options,
             device=parameters.device,
             precision=parameters.precision,
+            allow=parameters.reached,
+            max_image_mb=parameters.max_image_mb,
         )
 
     batches = BatchFlow(embed_batch, batch, LABELS_PER_BATCH)

@@ -93,7 +93,7 @@ class Expectation:
 
     def _shards(self, split: str) -> list[ExpectedShard]:
         p = self.parameters
-        return expected_shards(self.root, p.dataset, p.recipe, split, p.shard_rows)
+        return expected_shards(self.root, p.dataset, p.recipe, split, p.shard_rows, p.allow)
 
     def works(self) -> list[Work | None]:
         """Every stage that runs the UNet, in their order; None for those that are not wanted."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from prefect import flow
 
+from diffmining_core.images.reach import set_reach
 from diffmining_core.recipes import MINED, TRAIN
 from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import finished
@@ -57,6 +58,7 @@ def index_split(
 
     indexed: the task, or its function where there is no server to tell of it.
     """
+    set_reach(parameters.reached, parameters.max_image_mb)
     units = indexed(
         parameters.root,
         parameters.dataset,
@@ -64,5 +66,6 @@ def index_split(
         split,
         parameters.shard_rows,
         parameters.max_bad_share,
+        parameters.allow,
     )
     return units, dataset_shards(parameters.root, units[-1].key, units[-1].stage)

@@ -10,11 +10,19 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffmining_core.images.reach import DEFAULT_MAX_IMAGE_MB, set_reach
 from diffmining_core.report.escaping import one_line
 from diffmining_core.store.roots import open_root
 from flows.embed import LABELS_PER_BATCH
 from flows.fan_out import BatchFlow, Work, run_missing, shown_fan_out
-from flows.parameters import DeviceName, Precision, TranslateParameters, run_title
+from flows.parameters import (
+    AllowedPlaces,
+    DeviceName,
+    MaxImageMb,
+    Precision,
+    TranslateParameters,
+    run_title,
+)
 from flows.run_ledger import RunLedger
 from tasks.board import Row
 from tasks.models import ModelReference, choose_device
@@ -41,6 +49,8 @@ class JointEmbedBatch(BaseModel):
     ]
     device: DeviceName = "auto"
     precision: Precision = "auto"
+    allow: AllowedPlaces = ()
+    max_image_mb: MaxImageMb = DEFAULT_MAX_IMAGE_MB
 
     @property
     def title(self) -> str:
@@ -58,6 +68,7 @@ class JointEmbedBatch(BaseModel):
 )
 def joint_embed_batch(parameters: JointEmbedBatch) -> list[Done]:
     """Embed all sequences under a few labels one after the other, with one model in memory."""
+    set_reach(parameters.allow, parameters.max_image_mb)
     model = ModelReference.from_json(parameters.model)
     pairs = [Pair.from_json(pair) for pair in parameters.pairs]
     work = [
@@ -110,6 +121,8 @@ def embed_sequences(
             options=options,
             device=parameters.device,
             precision=parameters.precision,
+            allow=parameters.reached,
+            max_image_mb=parameters.max_image_mb,
         )
 
     rows = [

@@ -130,7 +130,8 @@ def new_listing(parameters: NightlyParameters, last: Manifest | None) -> Listing
     """
 
     def listed(split: str) -> Listing:
-        return listing(parameters.root, parameters.dataset, parameters.recipe, split)
+        p = parameters
+        return listing(p.root, p.dataset, p.recipe, split, p.allow)
 
     found = listed(MINED)
     if last is None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, WithJsonSchema
 
 from diffmining_core.errors import InputError
+from diffmining_core.images.reach import DEFAULT_MAX_IMAGE_MB, reached_by
 from diffmining_core.models.files import ModelSource
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.recipes import Recipe, load_recipe, plain_recipe
@@ -60,6 +61,18 @@ Precision: TypeAlias = Annotated[
     ),
 ]
 
+AllowedPlaces: TypeAlias = Annotated[
+    tuple[str, ...],
+    Field(
+        description="Place that the dataset's addresses may lead to beside the dataset's own: a "
+        "folder, or an address such as https://cdn.example/photos/ or s3://bucket/photos/; "
+        "https:// for every public host. Give it once for each place."
+    ),
+]
+MaxImageMb: TypeAlias = Annotated[
+    int, Field(ge=1, description="Largest file of an image, in MB; a larger one is set aside.")
+]
+
 DOERSCH, CLIP, CLASSIFIER, RANDOM = BASELINES = ("doersch", "clip", "classifier", "random")
 """Other ways to find what is typical."""
 
@@ -92,6 +105,8 @@ class IndexParameters(BaseModel):
         float,
         Field(ge=0, le=1, description="Share of unusable images from which a shard fails."),
     ] = 0.25
+    allow: AllowedPlaces = ()
+    max_image_mb: MaxImageMb = DEFAULT_MAX_IMAGE_MB
 
     @property
     def dataset_name(self) -> str:
@@ -102,6 +117,11 @@ class IndexParameters(BaseModel):
     def title(self) -> str:
         """What tells a run from others in a list: the dataset and where its results go."""
         return run_title(self.dataset_name, self.root)
+
+    @property
+    def reached(self) -> tuple[str, ...]:
+        """The places that runs which read the dataset's images for this one are allowed."""
+        return (*reached_by(self.dataset), *self.allow)
 
     def chosen_recipe(self) -> Recipe:
         """The recipe named, or the plain one; InputError if there is no such recipe."""

@@ -11,6 +11,7 @@ from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffmining_core.images.reach import DEFAULT_MAX_IMAGE_MB, set_reach
 from diffmining_core.models.files import Geometry
 from diffmining_core.recipes import MINED
 from diffmining_core.report.escaping import markdown_text
@@ -22,7 +23,14 @@ from flows.fan_out import BatchFlow, Work, planned_there, run_missing, shown_fan
 from flows.finetune import finetune_model, image_geometry, trained_shards
 from flows.index import index_split
 from flows.joint_embed import embed_sequences
-from flows.parameters import DeviceName, Precision, TranslateParameters, run_title
+from flows.parameters import (
+    AllowedPlaces,
+    DeviceName,
+    MaxImageMb,
+    Precision,
+    TranslateParameters,
+    run_title,
+)
 from flows.run_ledger import RunLedger
 from flows.typicality import how_measured, measure, shard_name
 from tasks.board import Row
@@ -81,6 +89,8 @@ class TranslateBatch(BaseModel):
     ] = 0
     device: DeviceName = "auto"
     precision: Precision = "auto"
+    allow: AllowedPlaces = ()
+    max_image_mb: MaxImageMb = DEFAULT_MAX_IMAGE_MB
 
     @property
     def title(self) -> str:
@@ -98,6 +108,7 @@ class TranslateBatch(BaseModel):
 )
 def translate_batch(parameters: TranslateBatch) -> list[Done]:
     """Redraw a few shards one after the other, with one model in memory."""
+    set_reach(parameters.allow, parameters.max_image_mb)
     model = ModelReference.from_json(parameters.model)
     shards = [Shard.from_json(shard) for shard in parameters.shards]
     work = [
@@ -223,6 +234,8 @@ def redraw(
             batch_size=parameters.batch_size,
             device=parameters.device,
             precision=parameters.precision,
+            allow=parameters.reached,
+            max_image_mb=parameters.max_image_mb,
         )
 
     rows = [

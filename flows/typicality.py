@@ -11,6 +11,7 @@ from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from pydantic import BaseModel, ConfigDict, Field
 
+from diffmining_core.images.reach import DEFAULT_MAX_IMAGE_MB, set_reach
 from diffmining_core.recipes import MINED
 from diffmining_core.report.shown_addresses import without_paths
 from diffmining_core.results.references import Shard
@@ -21,7 +22,14 @@ from flows.checks import check_inputs
 from flows.fan_out import BatchFlow, Work, decided, fan_out, root_tag, run_missing, shown_fan_out
 from flows.finetune import finetune_model, image_geometry, trained_shards
 from flows.index import index_split
-from flows.parameters import DeviceName, Precision, TypicalityParameters, run_title
+from flows.parameters import (
+    AllowedPlaces,
+    DeviceName,
+    MaxImageMb,
+    Precision,
+    TypicalityParameters,
+    run_title,
+)
 from flows.run_ledger import RunLedger
 from tasks.board import Board, Row
 from tasks.models import ModelReference, choose_device
@@ -71,6 +79,8 @@ class TypicalityBatch(BaseModel):
     ] = 0.25
     device: DeviceName = "auto"
     precision: Precision = "auto"
+    allow: AllowedPlaces = ()
+    max_image_mb: MaxImageMb = DEFAULT_MAX_IMAGE_MB
     before: Annotated[
         list[str],
         Field(
@@ -106,6 +116,7 @@ class TypicalityBatch(BaseModel):
 )
 def typicality_batch(parameters: TypicalityBatch) -> list[Done]:
     """Measure a few shards one after the other, with one model in memory."""
+    set_reach(parameters.allow, parameters.max_image_mb)
     model = ModelReference.from_json(parameters.model)
     shards = [Shard.from_json(shard) for shard in parameters.shards]
     work = [
@@ -275,6 +286,8 @@ def _batch(
         max_bad_share=parameters.max_bad_share,
         device=parameters.device,
         precision=parameters.precision,
+        allow=parameters.reached,
+        max_image_mb=parameters.max_image_mb,
     )
 
 

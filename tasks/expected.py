@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from diffmining_core.images import shards
@@ -31,7 +31,12 @@ class ExpectedShard:
 
 
 def expected_shards(
-    root: Root | None, dataset: str, recipe: str | None, split: str, shard_rows: int
+    root: Root | None,
+    dataset: str,
+    recipe: str | None,
+    split: str,
+    shard_rows: int,
+    allow: Sequence[str] = (),
 ) -> list[ExpectedShard]:
     """The shards of a split of the dataset; root: where it may be indexed already.
 
@@ -40,7 +45,7 @@ def expected_shards(
     """
     chosen = load_recipe(recipe) if recipe else plain_recipe()
     stage = index_stage(chosen, split)
-    source = open_source(dataset, chosen.layout(split))
+    source = open_source(dataset, chosen.layout(split), allow)
     there = published(root, stage) if root else set()
     if root and there:
         state = dataset_unit(source.digest, there, stage)

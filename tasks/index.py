@@ -103,16 +103,18 @@ def index(
     split: str,
     shard_rows: int,
     max_bad_share: float,
+    allow: Sequence[str] = (),
 ) -> list[Done]:
     """Index what is new in a split of the dataset; the last unit says which shards it now has.
 
-    recipe: its name or path. Nothing is read where nothing has changed. A shard with too many bad
+    recipe: its name or path. allow: places beside the dataset's own that it may reach. Nothing is
+    read where nothing has changed. A shard with too many bad
     images stops no other; the first such is raised in the end.
     """
     opened = open_root(root)
     chosen = load_recipe(recipe) if recipe else plain_recipe()
     stage = index_stage(chosen, split)
-    source = open_source(dataset, chosen.layout(split))
+    source = open_source(dataset, chosen.layout(split), allow)
     known = published(opened, stage)
     unit = dataset_unit(source.digest, known, stage)
     if manifest := read_manifest(opened, unit.stage, unit.key):
@@ -172,12 +174,14 @@ class Listing:
     shards: tuple[Shard, ...] | None
 
 
-def listing(root: str, dataset: str, recipe: str | None, split: str) -> Listing:
+def listing(
+    root: str, dataset: str, recipe: str | None, split: str, allow: Sequence[str] = ()
+) -> Listing:
     """A split of the dataset as it is listed now; no image is read and nothing is published."""
     opened = open_root(root)
     chosen = load_recipe(recipe) if recipe else plain_recipe()
     stage = index_stage(chosen, split)
-    source = open_source(dataset, chosen.layout(split))
+    source = open_source(dataset, chosen.layout(split), allow)
     unit = dataset_unit(source.digest, published(opened, stage), stage)
     if read_manifest(opened, unit.stage, unit.key) is None:
         return Listing(source.digest, None)

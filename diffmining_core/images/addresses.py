@@ -13,9 +13,12 @@ The last part of every address is the image's own name.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
+import stat
 import threading
 import time
 from bisect import bisect_right
@@ -27,14 +30,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from itertools import accumulate
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 from fsspec.implementations.memory import MemoryFileSystem
 
-from diffmining_core.errors import ImageError
-from diffmining_core.store.roots import explained, filesystem
+from diffmining_core.errors import ImageError, UnreadableError
+from diffmining_core.images.reach import (
+    WEB,
+    is_chain,
+    is_local,
+    local_path,
+    max_image_bytes,
+    scheme_of,
+)
+from diffmining_core.images.web import fetch
+from diffmining_core.store.roots import explained, filesystem, s3_code
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,6 +57,30 @@ TRUST_SECONDS = 10.0
 
 MAX_ROW_GROUP_BYTES = 256 * 2**20
 """Memory for row groups; the latest is held whatever its size."""
+
+_OF_THE_FILE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EINVAL,
+    errno.ENXIO,
+    errno.ENODEV,
+}
+"""Numbers of errors that say something of one file; others are the disk's or the machine's."""
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+_S3_OF_THE_IMAGE = {"InvalidObjectState", "KeyTooLongError", "InvalidURI"}
+"""Of S3's refusals, those that are of one object: it is archived, or its name can be no key."""
 
 _MEMBER = re.compile(r"(?P<file>.+\.tar)#bytes=(?P<start>\d+)-(?P<end>\d+)/[^/]*", re.S | re.I)
 _ROW = re.compile(
@@ -93,9 +129,10 @@ def archive_place(uri: str) -> Member | Row | None:
 def read_bytes(uri: str) -> bytes:
     """The bytes at an address; safe to call from many threads.
 
-    Raises what `explained` does, FileNotFoundError, and ImageError if the tar or Parquet file is
-    there without these bytes. Rows of a Parquet file are best read in order: its row groups are
-    kept in memory for a while.
+    Whatever is wrong with this image alone is a FileNotFoundError or an ImageError: it is gone, too
+    large, no file, closed to us, its host does not serve it, or its tar or Parquet file is there
+    without it. Faults of the storage raise what `explained` does. Rows of a Parquet file are best
+    read in order: its row groups are kept in memory for a while.
     """
     place = archive_place(uri)
     with explained(uri):
@@ -103,8 +140,7 @@ def read_bytes(uri: str) -> bytes:
             return _member_bytes(place)
         if isinstance(place, Row):
             return _row_bytes(place)
-        fs, path = filesystem(uri)
-        return bytes(fs.cat_file(path))
+        return _file_bytes(uri)
 
 
 def fingerprint(info: Mapping[str, Any]) -> str:
@@ -142,22 +178,104 @@ def _own_name(name: str) -> str:
     return _ODD.sub("_", PurePosixPath(name).name)[-100:] or "image"
 
 
+def _file_bytes(uri: str) -> bytes:
+    if is_local(uri):
+        return _local_bytes(local_path(uri))
+    if scheme_of(uri) in WEB and not is_chain(uri):
+        return fetch(uri)
+    fs, path = _known_filesystem(uri)
+    limit = max_image_bytes()
+    if "s3" not in fs.protocol:
+        size = fs.size(path)
+        if size is not None:
+            _check_limit(size)
+        return bytes(fs.cat_file(path))
+    try:
+        data = bytes(fs.cat_file(path, start=0, end=limit + 1))
+    except OSError as error:
+        if s3_code(error) == "InvalidRange":  # S3's answer for an empty file
+            return b""
+        if s3_code(error) in _S3_OF_THE_IMAGE:
+            raise UnreadableError(f"S3 answers {s3_code(error)}") from error
+        raise
+    _check_limit(len(data))
+    return data
+
+
+def _known_filesystem(uri: str) -> tuple[Any, str]:
+    try:
+        return filesystem(uri)
+    except (ImportError, ValueError) as error:
+        protocol = scheme_of(uri) or uri.partition("::")[0]
+        raise UnreadableError(f"addresses of {protocol} cannot be read ({error})") from error
+
+
+def _local_bytes(path: str, start: int = 0, end: int | None = None) -> bytes:
+    """The bytes of a regular file of this machine, or some of them; nothing else is opened."""
+    try:
+        _check_regular(Path(path).stat())
+        # One that becomes a pipe at this moment must not be waited for; Path has no opener.
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            _check_regular(status)
+            size = (status.st_size if end is None else min(status.st_size, end)) - start
+            _check_limit(size)
+            file.seek(start)
+            # One byte more shows that a file is growing.
+            return file.read(max(0, size) + (end is None))
+    except FileNotFoundError:
+        raise
+    except ValueError as error:  # a NUL, or no UTF-8
+        raise UnreadableError(f"it is no name of a file ({error})") from error
+    except OSError as error:
+        if error.errno not in _OF_THE_FILE:
+            raise
+        raise UnreadableError(f"cannot be read: {error.strerror}") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise UnreadableError(f"it is {kind}, not a file")
+
+
+def _check_limit(size: int) -> None:
+    limit = max_image_bytes()
+    if size > limit:
+        raise UnreadableError(
+            f"its file is over {limit // 10**6} MB; --max-image-mb allows larger ones"
+        )
+
+
 def _member_bytes(place: Member) -> bytes:
     if place.start == place.end:
         return b""  # S3 has no empty ranges
-    fs, path = filesystem(place.file)
-    shorter = ImageError(f"{place.file} is shorter than when it was listed")
+    _check_limit(place.end - place.start)
+    if is_local(place.file):
+        data = _local_bytes(local_path(place.file), place.start, place.end)
+    elif scheme_of(place.file) in WEB:
+        data = fetch(place.file, place.start, place.end)
+    else:
+        data = _part_of(place)
+    if len(data) != place.end - place.start:
+        raise ImageError(f"{place.file} is shorter than when it was listed")
+    return data
+
+
+def _part_of(place: Member) -> bytes:
+    fs, path = _known_filesystem(place.file)
     try:
-        data = bytes(fs.cat_file(path, start=place.start, end=place.end))
+        return bytes(fs.cat_file(path, start=place.start, end=place.end))
     except FileNotFoundError:
         raise
-    except OSError as error:  # S3's answer where the file ends before `start`
+    except OSError:  # S3's answer where the file ends before `start`
         if fs.size(path) < place.end:
-            raise shorter from error
+            return b""
         raise
-    if len(data) != place.end - place.start:
-        raise shorter
-    return data
 
 
 # By Parquet file: its fingerprint and when it was asked for.
@@ -223,11 +341,14 @@ def _metadata(file: str, version: str) -> tuple[pq.FileMetaData, list[int]]:
 
 
 def _row_bytes(place: Row) -> bytes:
+    if is_local(place.file):
+        _check_regular(Path(local_path(place.file)).stat())
     version = _recent_fingerprint(place.file)
     metadata, ends = _metadata(place.file, version)
     group = bisect_right(ends, place.row)
     if group == len(ends):
         raise ImageError(f"{place.file} has no row {place.row}")
+    _check_row_group(place, metadata.row_group(group))
     values = _row_groups.get(
         (place.file, version, place.column, group),
         lambda: _read_row_group(place, metadata, group),
@@ -236,7 +357,19 @@ def _row_bytes(place: Row) -> bytes:
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
         raise ImageError(f"row {place.row} of {place.file} holds no image")
+    _check_limit(len(data))
     return data
+
+
+def _check_row_group(place: Row, group: pq.RowGroupMetaData) -> None:
+    """UnreadableError where the images of a row group are on average over the limit."""
+    columns = (group.column(number) for number in range(group.num_columns))
+    size = sum(
+        column.total_uncompressed_size
+        for column in columns
+        if column.path_in_schema.split(".")[0] == place.column
+    )
+    _check_limit(size // max(1, group.num_rows))
 
 
 def _read_row_group(place: Row, metadata: pq.FileMetaData, group: int) -> pa.ChunkedArray:

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
-from diffmining_core.errors import ImageError
+from diffmining_core.errors import ImageError, UnreadableError
 from diffmining_core.images.addresses import read_bytes
 from diffmining_core.images.metadata import png_chunks, without_metadata
 
@@ -119,7 +119,7 @@ def header_size(data: bytes) -> tuple[int, int]:
 def load_pixels(uri: str, size: int, image_id: str | None = None) -> npt.NDArray[np.uint8]:
     """The model-size image uint8 [h, w, 3] of the image at an address.
 
-    ImageError naming the image if it is gone, cannot be decoded, or is not the one that had
+    ImageError naming the image if it is gone, cannot be read or decoded, or is not the one that had
     `image_id` (first 32 hex digits of the sha256 of its bytes).
     """
     try:
@@ -132,6 +132,8 @@ def load_pixels(uri: str, size: int, image_id: str | None = None) -> npt.NDArray
         raise ImageError(
             f"image {uri} is not there; put it back, or start again without it"
         ) from error
+    except UnreadableError as error:
+        raise ImageError(f"image {uri}: {error}; make it readable and start again") from error
     except ImageError as error:
         raise ImageError(f"image {uri}: {error}; {_CHANGED}") from error
     try:

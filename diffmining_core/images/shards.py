@@ -33,6 +33,7 @@ from diffmining_core.images.addresses import (
     row_uri,
 )
 from diffmining_core.images.pixels import SCALED_BITS, content_id, decode_rgb, header_size
+from diffmining_core.images.reach import advice
 from diffmining_core.images.shard_image import Box, ShardImage
 from diffmining_core.images.tally import Tally
 from diffmining_core.secrets import cleaned, secrets_kept, without_secrets
@@ -332,7 +333,7 @@ def _opened_row(found: FoundImage) -> tuple[Row, bytes]:
     row = _new_row(found)
     try:
         data = read_bytes(found.private_uri or found.uri)
-    except (FileNotFoundError, IsADirectoryError) as error:
+    except FileNotFoundError as error:
         return row | {"set_aside": f"cannot be read: {error}"}, b""
     except ImageError as error:
         return row | {"set_aside": str(error)}, b""
@@ -470,6 +471,11 @@ def check_share(reasons: Sequence[str], images: int, max_bad_share: float, first
     """The same for `reasons` to set aside some of so many images; `first`: the first one's uri."""
     if len(reasons) <= max_bad_share * images:
         return
+    if elsewhere := advice(reasons):
+        raise InputError(
+            f"{len(reasons)} of {images} images of a shard cannot be used, more than the "
+            f"{max_bad_share:.0%} allowed: {elsewhere}"
+        )
     named = "; ".join(f"{count} × {reason}" for reason, count in Counter(reasons).most_common(3))
     raise InputError(
         f"{len(reasons)} of {images} images of a shard cannot be used, more than the "

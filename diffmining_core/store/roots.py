@@ -128,7 +128,7 @@ class Root:
             try:
                 infos = self.fs.ls(path, detail=True)
             except FileNotFoundError as error:
-                if _s3_code(error) == "NoSuchBucket":
+                if s3_code(error) == "NoSuchBucket":
                     raise
                 return []
         return sorted((_entry(info) for info in infos), key=lambda entry: entry.name)
@@ -152,7 +152,7 @@ class Root:
             return bytes(answer)
         if _s3_status(answer) == 416:  # no range of an empty file can be had
             return b""
-        if isinstance(answer, FileNotFoundError) and _s3_code(answer) != "NoSuchBucket":
+        if isinstance(answer, FileNotFoundError) and s3_code(answer) != "NoSuchBucket":
             raise FileNotFoundError(self.url_of(rel)) from answer
         raise answer
 
@@ -205,7 +205,7 @@ class Root:
         except FileNotFoundError as error:
             # The answer to the request that ends an upload in parts was lost, and the server does
             # not know the upload any more when it is asked again.
-            if _s3_code(error) != "NoSuchUpload" or self.fs.size(path) != size:
+            if s3_code(error) != "NoSuchUpload" or self.fs.size(path) != size:
                 raise
 
     def blocks(self, rel: str) -> Iterator[bytes]:
@@ -339,7 +339,7 @@ def explained(url: str) -> Iterator[None]:
         if reason := _reason(error):
             raise InputError(f"{url}: {reason}") from error
         if isinstance(error, OSError) and _may_pass(error.__cause__):
-            sentence = f"{url}: the server cannot serve now ({_s3_code(error)})"
+            sentence = f"{url}: the server cannot serve now ({s3_code(error)})"
             raise ConnectionError(without_secrets(sentence)) from error
         if _is_unreachable(error):  # an OSError, so that it counts among what may pass
             sentence = f"{url}: the server cannot be reached ({error})"
@@ -365,7 +365,7 @@ def _reason(error: Exception) -> str | None:
         )
     if _is_a(error, {"ParamValidationError"}, "botocore"):
         return "S3 has no such names for buckets or files; correct the address"
-    if sentence := _S3_REFUSALS.get(_s3_code(error) or ""):
+    if sentence := _S3_REFUSALS.get(s3_code(error) or ""):
         return sentence
     if isinstance(error, PermissionError):
         return _denied(error)
@@ -377,11 +377,11 @@ def _denied(error: PermissionError) -> str:
         return f"access is denied ({error}); give a place that you may read and write"
     if getattr(error.__cause__, "operation_name", None) in _S3_WRITES:
         return (
-            f"the server lets these credentials read but not write here ({_s3_code(error)}); "
+            f"the server lets these credentials read but not write here ({s3_code(error)}); "
             f"have it allowed, or give another place, {_GO_ON}"
         )
     return (
-        f"the server refuses access ({_s3_code(error) or error}); check the credentials (AWS_*) "
+        f"the server refuses access ({s3_code(error) or error}); check the credentials (AWS_*) "
         f"and that they may list, read and write here, {_GO_ON}"
     )
 
@@ -493,7 +493,8 @@ def _s3_answer(error: BaseException) -> dict[str, Any]:
     return response if isinstance(response, dict) else {}
 
 
-def _s3_code(error: BaseException) -> str | None:
+def s3_code(error: BaseException) -> str | None:
+    """The code of S3's refusal, None where there is none."""
     code = _s3_answer(error).get("Error", {}).get("Code")
     return None if code is None else str(code)
 

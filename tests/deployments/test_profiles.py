@@ -10,6 +10,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from deployments.bootstrap import POOLS, read_deployments, wanted_pool
 from deployments.profile import load_profile, profile_file
 from diffmining_core.errors import InputError
+from diffmining_core.images.reach import ALLOW
 
 
 @pytest.mark.parametrize("name", ["local", "staging", "production"])
@@ -32,6 +33,14 @@ def test_each_profile_makes_pools_and_deployments(name: str) -> None:
     assert schedules["nightly"] == [(profile.nightly.scheduled, profile.time_zone)]
     assert schedules["watch-shards"] == [(profile.watch_shards.scheduled, profile.time_zone)]
     assert schedules["gc"] == [(profile.gc.scheduled, profile.time_zone)]
+
+
+def test_what_a_profile_allows_reaches_the_runs_of_its_pools() -> None:
+    pools = load_profile("local").pools
+    allowing = pools.model_copy(update={"allow": ["https://cdn.example/"]})
+    for given, said in ((pools, None), (allowing, '["https://cdn.example/"]')):
+        template = wanted_pool("gpu", given).base_job_template
+        assert template["variables"]["properties"]["env"]["default"].get(ALLOW) == said
 
 
 @pytest.mark.parametrize("name", ["local", "staging", "production"])

@@ -6,7 +6,10 @@ import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from stored import manifests
 from written_images import image_table, tar_of
 
 from diffmining_core.errors import InputError
+from diffmining_core.images.reach import ALSO
 from diffmining_core.store.ledger import finished, read_table
 from diffmining_core.store.roots import open_root
 from flows.index import index_dataset
@@ -155,6 +159,42 @@ def test_index_alone_says_what_a_dataset_holds(
         "labels": dict.fromkeys(("Almara", "Borvik", "Cendria", "Dorrava"), 4),
     }  # fmt: skip
     assert index_dataset(parameters)["indexed"] == 0
+
+
+def test_images_on_the_web_are_mined_where_they_are_allowed(
+    prefect_api: str,
+    images: list[Path],
+    parameters: Make,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(ALSO, "")
+    serve_photos = partial(QuietFiles, directory=str(images[0].parents[1]))
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve_photos) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        place = f"http://127.0.0.1:{server.server_port}/"
+        lines = [f"{place}{path.parent.name}/{path.name},{path.parent.name}\n" for path in images]
+        manifest = tmp_path / "photos.csv"
+        manifest.write_text("uri,label\n" + "".join(lines))
+        wanted = parameters(tmp_path / "root", finetune_steps=0, dataset=str(manifest))
+        with pytest.raises(InputError, match=f"of its images 16 .* add --allow {place}$"):
+            index_dataset(index_parameters(wanted))
+        wanted = wanted.model_copy(update={"allow": (place,)})
+        assert index_dataset(index_parameters(wanted))["images"] == 16
+        # As on a worker, which has indexed nothing: batch flows are told by their own parameters.
+        monkeypatch.setenv(ALSO, "")
+        monkeypatch.setattr("flows.index.set_reach", lambda *given: None)
+        assert mine(wanted)["images"] == 16
+        server.shutdown()
+
+
+class QuietFiles(SimpleHTTPRequestHandler):
+    def log_message(self, *args: Any) -> None:
+        """Nothing is printed."""
+
+
+def index_parameters(wanted: MineParameters) -> IndexParameters:
+    return IndexParameters(**{name: getattr(wanted, name) for name in IndexParameters.model_fields})
 
 
 def test_a_tar_that_was_half_indexed_is_gone_on_with(

@@ -73,6 +73,7 @@ def by_recipe(dataset: Path, parameters: Make, tmp_path: Path) -> Make:
             del given[taken_from_recipe]
         own = {
             "dataset": str(published),
+            "allow": (str(dataset),),  # to which its folders are links
             "recipe": str(tmp_path / "scenes.toml"),
             "text_encoder": "own",
         }
@@ -201,7 +202,9 @@ def test_a_text_encoder_that_cannot_be_had_is_refused_before_the_root_is_claimed
 def test_index_reads_what_is_trained_on_too(by_recipe: Make) -> None:
     given = by_recipe()
     counts = index_dataset(
-        IndexParameters(dataset=given.dataset, root=given.root, recipe=given.recipe)
+        IndexParameters(
+            dataset=given.dataset, root=given.root, recipe=given.recipe, allow=given.allow
+        )
     )
     assert counts["images"] == 6
     assert counts["train"]["images"] == 8

@@ -23,6 +23,7 @@ from fsspec.utils import glob_translate
 from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import fingerprint
 from diffmining_core.images.planning import Part
+from diffmining_core.images.reach import Reach, advice, own_place
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
 from diffmining_core.images.sources.described import DescribedSource
 from diffmining_core.images.sources.folders import FolderSource
@@ -89,17 +90,17 @@ def canonical_url(url: str) -> str:
     return _place(url).url
 
 
-def open_source(url: str, layout: Layout | None = None) -> Source:
+def open_source(url: str, layout: Layout | None = None, allow: Sequence[str] = ()) -> Source:
     """The dataset at a local path, an fsspec URL or a pattern of them.
 
-    Its kind is told by what is there, or is as the layout says. InputError if nothing is there, or
-    nothing that is a dataset.
+    Its kind is told by what is there, or is as the layout says. allow: places that it may reach,
+    beside its own. InputError if nothing is there, or nothing that is a dataset.
     """
     place = _place(url)
     with explained(place.url):
         if isinstance(layout, FolderLayout | TableLayout):
-            return _source_as_described(place, layout)
-        source = _source_as_found(place)
+            return _source_as_described(place, layout, Reach(place.url, allow))
+        source = _source_as_found(place, allow)
         if layout is None:
             return source
         if not isinstance(source, TarSource):
@@ -107,14 +108,16 @@ def open_source(url: str, layout: Layout | None = None) -> Source:
         return TarSource(source.url, source.parts, layout)
 
 
-def check_source(url: str, layout: Layout | None = None) -> None:
+def check_source(url: str, layout: Layout | None = None, allow: Sequence[str] = ()) -> None:
     """InputError unless there is a dataset with a labelled image; the first is enough."""
-    source = open_source(url, layout)
+    source = open_source(url, layout, allow)
     faults: Counter[str] = Counter()
     for image in source.images():
         if image.fault is None:
             return
         faults[image.fault] += 1
+    if elsewhere := advice(faults.elements()):
+        raise InputError(f"dataset {source.url}: of its images {elsewhere}")
     reasons = "; ".join(f"{count} × {fault}" for fault, count in faults.most_common(3))
     raise InputError(
         f"dataset {source.url}: it has no image with a label ({reasons or 'no rows'}); "
@@ -169,56 +172,59 @@ def _place(url: str) -> _Place:
     return _Place(fs, path, fs.unstrip_protocol(path))
 
 
-def _source_as_found(place: _Place) -> Source:
+def _source_as_found(place: _Place, allow: Sequence[str]) -> Source:
     if has_magic(place.path) and not place.fs.exists(place.path):
-        return _source_of_pattern(place)
+        return _source_of_pattern(place, Reach(own_place(place.url), allow))
     try:
         info = place.fs.info(place.path)
     except FileNotFoundError as error:
         raise InputError(f"dataset {place.url}: there is no such folder or file") from error
     if info["type"] == "directory":
-        return _source_in_folder(place)
-    return _source_of_files(place, [info])
+        return _source_in_folder(place, Reach(place.url, allow))
+    folder = place.url.rpartition("/")[0] or "/"
+    return _source_of_files(place, [info], Reach(folder, allow))
 
 
-def _source_as_described(place: _Place, layout: FolderLayout | TableLayout) -> Source:
+def _source_as_described(place: _Place, layout: FolderLayout | TableLayout, reach: Reach) -> Source:
     if not place.fs.isdir(place.path):
         raise InputError(
             f"dataset {place.url}: there is no such folder; with a recipe, give the one that holds "
             "the published dataset"
         )
     if isinstance(layout, TableLayout):
-        return DescribedSource(place.url, place.fs, place.path, layout)
+        return DescribedSource(place.url, place.fs, place.path, layout, reach)
     folder = f"{place.path}/{layout.folder}" if layout.folder else place.path
     if not place.fs.isdir(folder):
         raise InputError(
             f"dataset {place.url}: there is no folder {layout.folder}, which its recipe reads; put "
             "it there, or give the folder that it is in"
         )
-    return FolderSource(place.url, place.fs, [folder], layout)
+    return FolderSource(place.url, place.fs, [folder], layout, reach)
 
 
-def _source_of_pattern(place: _Place) -> Source:
+def _source_of_pattern(place: _Place, reach: Reach) -> Source:
     found = place.fs.glob(place.path, detail=True)
     infos = [found[path] for path in sorted(found)]
     folders = [info["name"] for info in infos if info["type"] == "directory"]
     if folders:
-        return FolderSource(place.url, place.fs, folders)
+        return FolderSource(place.url, place.fs, folders, reach=reach)
     if not infos:
         raise InputError(f"dataset {place.url}: there is no such folder or file")
-    return _source_of_files(place, [info for info in infos if not _is_rubbish(info)] or infos)
+    return _source_of_files(
+        place, [info for info in infos if not _is_rubbish(info)] or infos, reach
+    )
 
 
-def _source_in_folder(place: _Place) -> Source:
+def _source_in_folder(place: _Place, reach: Reach) -> Source:
     """A folder holds sub-folders of images, or the files of a dataset themselves."""
     infos = [info for info in place.fs.ls(place.path, detail=True) if not _is_rubbish(info)]
-    images = FolderSource(place.url, place.fs, [place.path])
+    images = FolderSource(place.url, place.fs, [place.path], reach=reach)
     parts = [info for info in infos if _suffix(info) in (".tar", ".parquet")]
     folders = [info["name"] for info in infos if info["type"] == "directory"]
     if not parts or (folders and images.has_images()):
         _check_splits(place, folders)
         return images
-    return _source_of_files(place, _without_tables_of_tars(place, parts))
+    return _source_of_files(place, _without_tables_of_tars(place, parts), reach)
 
 
 def _check_splits(place: _Place, folders: Sequence[str]) -> None:
@@ -250,7 +256,7 @@ def _without_tables_of_tars(
     )
 
 
-def _source_of_files(place: _Place, infos: Sequence[dict[str, Any]]) -> Source:
+def _source_of_files(place: _Place, infos: Sequence[dict[str, Any]], reach: Reach) -> Source:
     suffixes = {_suffix(info) for info in infos}
     if len(suffixes) > 1 or not suffixes <= set(PART_SUFFIXES):
         names = ", ".join(sorted(suffix or "none" for suffix in suffixes))
@@ -262,7 +268,7 @@ def _source_of_files(place: _Place, infos: Sequence[dict[str, Any]]) -> Source:
         return TarSource(place.url, parts)
     if suffix == ".parquet" and image_column_of(parts[0].url):
         return TableSource(place.url, parts)
-    return ManifestSource(place.url, parts)
+    return ManifestSource(place.url, parts, reach)
 
 
 def _suffix(info: dict[str, Any]) -> str:

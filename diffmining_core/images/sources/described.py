@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from diffmining_core.errors import InputError
 from diffmining_core.images.planning import HASH_BYTES, Hashes, Listing, plan_rows
+from diffmining_core.images.reach import Reach
 from diffmining_core.images.shard_image import Box
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
 from diffmining_core.images.sources.image_files import ImageFiles, ListedFiles, SoughtFiles
@@ -50,11 +51,14 @@ class DescribedSource:
     file that comes, changes or goes is seen, and no image that is not there is ever asked for.
     """
 
-    def __init__(self, url: str, fs: Any, folder: str, layout: TableLayout) -> None:
+    def __init__(
+        self, url: str, fs: Any, folder: str, layout: TableLayout, reach: Reach | None = None
+    ) -> None:
         self.url = url
         self.fs = fs
         self.folder = folder
         self.layout = layout
+        self.reach = reach or Reach(url)
         self.left_out = Tally()
 
     @property
@@ -157,6 +161,7 @@ class DescribedSource:
         """An image under each of its labels; under none, with a fault, if it has no label."""
         path, mark = there
         uri = self._address(path)
+        fault = fault or self.reach.fault(uri)
         if fault is not None:
             yield name, FoundImage.faulty(uri, "", fault)
             return
@@ -265,7 +270,9 @@ class DescribedSource:
                     f"dataset {self.url}: there is no file {pattern}, which its recipe reads; put "
                     "it there, or give the folder that it is in"
                 )
-        return self._address(found[-1])
+        address = self._address(found[-1])
+        self.reach.check(address)
+        return address
 
     @cached_property
     def _image_folders(self) -> Sequence[str]:

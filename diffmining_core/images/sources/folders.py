@@ -18,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import archive_place, fingerprint
 from diffmining_core.images.planning import Listing, plan_rows
+from diffmining_core.images.reach import Reach
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
 from diffmining_core.images.sources.layouts import FolderLayout
 from diffmining_core.images.sources.names import ending, is_image_name, may_be_image, rubbish
@@ -40,12 +41,18 @@ class FolderSource:
     """
 
     def __init__(
-        self, url: str, fs: Any, folders: Sequence[str], layout: FolderLayout | None = None
+        self,
+        url: str,
+        fs: Any,
+        folders: Sequence[str],
+        layout: FolderLayout | None = None,
+        reach: Reach | None = None,
     ) -> None:
         self.url = url
         self.fs = fs
         self.folders = folders
         self.layout = layout or FolderLayout()
+        self.reach = reach or Reach(url)
 
     @property
     def digest(self) -> str:
@@ -115,6 +122,8 @@ class FolderSource:
             return FoundImage.faulty(uri, label, "its name reads like a place in an archive")
         if file.fault is not None:
             return FoundImage.faulty(uri, label, file.fault)
+        if fault := self.reach.fault(uri):
+            return FoundImage.faulty(uri, label, fault)
         return FoundImage(uri, label, file.mark)
 
     def _label(self, inner: str) -> str:

@@ -12,8 +12,14 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.addresses import opened_parquet, parquet_batches
+from diffmining_core.images.addresses import (
+    Row,
+    archive_place,
+    opened_parquet,
+    parquet_batches,
+)
 from diffmining_core.images.planning import Listing, Part, parts_digest, plan_rows
+from diffmining_core.images.reach import WEB, Reach, scheme_of
 from diffmining_core.images.shard_image import Box
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard, boxes_of
 from diffmining_core.images.sources.tables import (
@@ -70,14 +76,15 @@ class ManifestSource:
     original image, in text as JSON; for an image of several labels such lists by label.
     """
 
-    def __init__(self, url: str, parts: Sequence[Part]) -> None:
+    def __init__(self, url: str, parts: Sequence[Part], reach: Reach | None = None) -> None:
         self.url = url
         self.parts = parts
+        self.reach = reach or Reach(url.rpartition("/")[0])
 
     @property
     def digest(self) -> str:
-        """Of the names, sizes and ETags or times of the manifest's files."""
-        return parts_digest("manifest", self.parts)
+        """Of the names, sizes and ETags or times of the manifest's files, and what is allowed."""
+        return parts_digest(" ".join(["manifest", *self.reach.allow]), self.parts)
 
     def images(self) -> Iterator[FoundImage]:
         """Every row, file by file."""
@@ -93,7 +100,7 @@ class ManifestSource:
             folder = part.url.rpartition("/")[0]
             with explained(part.url):
                 for place, entry in _entries(part.url):
-                    yield from _named_images(entry, f"{part.url}#{place}", folder)
+                    yield from _named_images(entry, f"{part.url}#{place}", folder, self.reach)
 
 
 class Entry(NamedTuple):
@@ -109,7 +116,9 @@ class Entry(NamedTuple):
     fault: str | None = None
 
 
-def _named_images(entry: Entry, place: str, folder: str) -> Iterator[tuple[str, FoundImage]]:
+def _named_images(
+    entry: Entry, place: str, folder: str, reach: Reach
+) -> Iterator[tuple[str, FoundImage]]:
     """The image under each of its labels; `place` stands for the address of a row without one."""
     uri, labels, image_id, fault = entry.uri, entry.labels, entry.image_id, entry.fault
     if fault is None and not uri:
@@ -118,6 +127,8 @@ def _named_images(entry: Entry, place: str, folder: str) -> Iterator[tuple[str, 
     name = (uri if "://" in uri else posixpath.normpath(uri)) if uri else place
     if fault is None and has_control(uri):
         fault = "its file name has control characters"
+    if fault is None:
+        fault = _refusal(address, reach)
     if fault is None and not labels:
         fault = "it has no label"
     if fault is None and any(map(has_line_break, labels)):
@@ -180,6 +191,14 @@ def _side(value: Any) -> int | None:
     if math.isnan(side):  # how some write that nothing is given
         return 0
     return int(side) if 0 < side <= MAX_SIDE and side.is_integer() else None
+
+
+def _refusal(address: str, reach: Reach) -> str | None:
+    """Why the place that a row names is not read, None where it is."""
+    place = archive_place(address)
+    if isinstance(place, Row) and scheme_of(place.file) in WEB:
+        return "it is a row of a Parquet file on the web; give that file as the dataset"
+    return reach.fault(place.file if place else address)
 
 
 def _absolute(uri: str, folder: str) -> str:

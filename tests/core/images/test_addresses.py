@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from written_images import image_table, own_name, parquet_of, put, tar_of
 
-from diffmining_core.errors import ImageError, InputError
+from diffmining_core.errors import ImageError, InputError, UnreadableError
 from diffmining_core.images.addresses import (
     Member,
     Row,
@@ -22,6 +22,7 @@ from diffmining_core.images.addresses import (
     read_bytes,
     row_uri,
 )
+from diffmining_core.images.reach import MAX_IMAGE_MB
 
 
 def test_a_file_is_read(url: str) -> None:
@@ -79,9 +80,9 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
         read_bytes(row_uri(str(tmp_path / "y.parquet"), 0, "image", "a.png"))
 
 
-def test_a_folder_is_no_parquet_file_but_a_fault_of_the_storage(tmp_path: Path) -> None:
+def test_a_folder_is_no_parquet_file(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").mkdir()
-    with pytest.raises(IsADirectoryError):
+    with pytest.raises(UnreadableError, match="it is a folder, not a file"):
         read_bytes(row_uri(str(tmp_path / "x.parquet"), 0, "image", "a.png"))
 
 
@@ -188,3 +189,26 @@ def test_a_row_group_that_could_not_be_read_is_tried_again() -> None:
 def test_what_a_user_can_mend_is_said(bucket: str) -> None:
     with pytest.raises(InputError, match="there is no such bucket"):
         read_bytes(f"s3://not-{bucket}/a.png")
+
+
+def test_an_image_over_the_limit_is_not_read(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(MAX_IMAGE_MB, "1")
+    large = bytes(10**6 + 1)
+    put(url, "a.png", large)
+    put(url, "a.tar", tar_of({"a.png": large}))
+    put(url, "a.parquet", parquet_of(image_table({"a.png": large, "b.png": b"b"}, ["x", "x"]), 1))
+    for place in (
+        f"{url}/a.png",
+        member_uri(f"{url}/a.tar", 512, 512 + len(large), "a.png"),
+        row_uri(f"{url}/a.parquet", 0, "image", "a.png"),
+    ):
+        with pytest.raises(UnreadableError, match="over 1 MB; --max-image-mb allows larger"):
+            read_bytes(place)
+    assert read_bytes(row_uri(f"{url}/a.parquet", 1, "image", "b.png")) == b"b"
+    monkeypatch.setenv(MAX_IMAGE_MB, "2")
+    assert read_bytes(f"{url}/a.png") == large
+
+
+def test_an_empty_file_is_read(url: str) -> None:
+    put(url, "a.png", b"")
+    assert read_bytes(f"{url}/a.png") == b""
