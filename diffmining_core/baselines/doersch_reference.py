@@ -105,8 +105,8 @@ def trained_detectors(
     """The SVM of each detector: its positives [n, d] against some negatives, by number.
 
     Equals `SVC(kernel="linear", C=0.1)` on all of a detector's candidates, to that solver's
-    tolerance. It is solved with the highest-scored candidates alone, all scores are computed, and
-    whatever is within the margin is added, until nothing is missing: the others have no weight.
+    tolerance. It is solved with the highest-scored candidates alone; then all are scored and the
+    highest of those within the margin added, until none is missing: the others have no weight.
     """
     trained: list[Trained] = []
     for start in range(0, len(positives), _DETECTORS):
@@ -129,10 +129,12 @@ def _trained(
         for column, (at, (weights, offset)) in enumerate(zip(left, solved, strict=True)):
             mine = candidates[at]
             own = scores[mine, column] + np.float32(offset)
-            needed = np.union1d(_highest(own, mine), mine[own > -1 - TOLERANCE])
-            missing = np.setdiff1d(needed, working[at])
-            if len(missing):
-                working[at] = np.union1d(working[at], missing)
+            needed = own > -1 - TOLERANCE
+            needed[np.argsort(-own, kind="stable")[:WORKING]] = True
+            needed &= ~np.isin(mine, working[at])
+            if needed.any():
+                more = _highest(own[needed], mine[needed])
+                working[at] = np.union1d(working[at], more)
             else:
                 done[at] = Trained(weights, offset, mine[own > 0])
     return [done[at] for at in range(len(positives))]

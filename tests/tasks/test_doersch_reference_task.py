@@ -132,15 +132,16 @@ def test_one_shard_gives_what_several_give(
 def test_hard_negatives_are_kept_for_the_next_rounds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An image of the other label shows this one's pattern; a greater C has some taken for it."""
-    monkeypatch.setattr(reference, "SVM_C", 3.0)
-    monkeypatch.setattr("test_doersch_reference_task.NEGATIVES", 400)
+    """One image of the other label shows what all of this one show; a greater C lets it count."""
+    monkeypatch.setattr(reference, "SVM_C", 20.0)
+    monkeypatch.setattr("test_doersch_reference_task.NEGATIVES", 2000)
     write_scenes(tmp_path / "scenes", 8)
-    for number in range(1, 8):
-        with Image.open(tmp_path / "scenes" / "fall" / f"fall-{number}.png") as image:
-            pixels = np.asarray(image).copy()
-        pixels[0, 0] += 1  # another file, the same windows but one
-        Image.fromarray(pixels).save(tmp_path / "scenes" / "rise" / f"wrong-{number}.png")
+    with Image.open(tmp_path / "scenes" / "fall" / "fall-0.png") as image:
+        pixels = np.asarray(image).copy()
+    names = [*(f"fall/fall-{number}.png" for number in range(8)), "rise/wrong.png"]
+    for number, name in enumerate(names):
+        pixels[0, 0, 0] = number  # other files, nearly the same windows
+        Image.fromarray(pixels).save(tmp_path / "scenes" / name)
     root = str(tmp_path / "root")
     mined = Mined(root, indexed(root, tmp_path / "scenes", 8))
     shards = Shards(open_root(root), mined.cells)
