@@ -71,7 +71,8 @@ def test_positives_are_the_best_five_that_were_found() -> None:
 def descriptors(count: int, seed: int, mean: float = 0.3) -> Halves:
     """Of unit length and mostly positive, as those of windows."""
     vectors = np.random.default_rng(seed).normal(mean, 0.3, (count, 40))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.half)
+    unit: Halves = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.half)
+    return unit
 
 
 def whole_svc(positives: Halves, negatives: Halves, c: float) -> SVC:
