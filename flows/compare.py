@@ -10,7 +10,8 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 
-from diffmining_core.baselines.doersch import NEGATIVES, ROUNDS
+from diffmining_core.baselines import doersch_reference as reference
+from diffmining_core.baselines.doersch import MATCHES, NEGATIVES, RANKING_MATCHES, ROUNDS
 from diffmining_core.errors import InputError
 from diffmining_core.report.escaping import markdown_text
 from diffmining_core.report.shown_addresses import without_paths
@@ -21,13 +22,13 @@ from diffmining_core.store.runs import plan_stage
 from flows.embed import embed
 from flows.fan_out import Work, planned_there, run_missing
 from flows.mine import cluster
-from flows.parameters import CLASSIFIER, CLIP, DOERSCH, RANDOM, CompareParameters
+from flows.parameters import CLASSIFIER, CLIP, DOERSCH, RANDOM, REFERENCE, CompareParameters
 from flows.run_ledger import RunLedger
 from flows.selection import choose, pick_patches
 from flows.study import prepared as studies
 from flows.study.prepared import Prepared, prepare, study_facts
 from flows.typicality import measure, shard_name
-from tasks import doersch, features, patches, saliency, selection
+from tasks import doersch, doersch_reference, features, patches, saliency, selection
 from tasks.clip_ranking import (
     STAGE as CLIP_STAGE,
 )
@@ -40,6 +41,7 @@ from tasks.clip_ranking import (
 )
 from tasks.clusters import STAGE as CLUSTERS_STAGE
 from tasks.comparison import Compared, Method, Part, UnitName, compared_numbers, comparison
+from tasks.doersch_results import CELLS_STAGE, DETECTORS_STAGE, MATCHES_STAGE
 from tasks.finetune import STAGE as FINETUNE_STAGE
 from tasks.models import choose_device
 from tasks.random_choice import random_patches, random_unit
@@ -336,25 +338,15 @@ def _doersch(common: _Common) -> Method:
 def _doersch_part(common: _Common, dataset: list[Shard], cells: list[str]) -> tuple[Part, str]:
     """What is found on some shards, and the key of its elements."""
     root, parameters = common.root, common.parameters
-    seeds, kept, seed = parameters.doersch_seeds, parameters.doersch_kept, parameters.seed
-    unit = doersch.seeds_unit(cells, seeds, seed)
-    (first,) = common.make(
-        [Work(unit, "seeds", None)],
+    made = _Detectors(common, cells)
+    seeds, seed = parameters.doersch_seeds, parameters.seed
+    made.add(
+        Work(doersch.seeds_unit(cells, seeds, seed), "seeds", None),
         lambda _: doersch.choose_seeds(root, dataset, cells, seeds, seed, return_state=True),
     )
-    detectors, made = first, [first]
-    matches = _matches(common, cells, detectors)
-    fired = list(matches)
-    for _ in range(ROUNDS):
-        before = (first, detectors, matches, kept, seed)
-        (detectors,) = common.make(
-            [Work(doersch.trained_unit(*before), "detectors", before)],
-            lambda given: doersch.train_detectors(root, cells, *given, return_state=True),
-        )
-        matches = _matches(common, cells, detectors)
-        made.append(detectors)
-        fired += matches
-    last = (detectors, matches)
+    as_released = parameters.doersch_training == REFERENCE
+    count = _reference_training(made) if as_released else _fast_training(made)
+    last = (made.keys[-1], made.matches(count), count)
     (elements,) = common.make(
         [Work(doersch.elements_unit(*last), "elements", last)],
         lambda given: doersch.rank_elements(root, cells, *given, return_state=True),
@@ -371,22 +363,89 @@ def _doersch_part(common: _Common, dataset: list[Shard], cells: list[str]) -> tu
     )
     (chosen,) = choose(parameters, [(dataset, keys)], common.run)
     units = [
-        *((doersch.CELLS_STAGE, key) for key in cells),
-        *((doersch.DETECTORS_STAGE, key) for key in made),
-        *((doersch.MATCHES_STAGE, key) for key in fired),
+        *((CELLS_STAGE, key) for key in cells),
+        *((DETECTORS_STAGE, key) for key in made.keys),
+        *((MATCHES_STAGE, key) for key in made.fired),
         (doersch.ELEMENTS_STAGE, elements),
     ]
     return _part(len(dataset), chosen, keys, units), elements
 
 
-def _matches(common: _Common, cells: list[str], detectors: str) -> list[str]:
-    """The keys of where detectors fire, shard by shard."""
-    return common.make(
-        (Work(doersch.matches_unit(one, detectors), one[:8], one) for one in cells),
-        lambda one: doersch.matches(
-            common.root, one, detectors, common.device(), return_state=True
-        ),
+class _Detectors:
+    """The detectors made on some shards, one unit after the other, and where they fire."""
+
+    def __init__(self, common: _Common, cells: list[str]) -> None:
+        self.common, self.cells = common, cells
+        self.keys: list[str] = []
+        self.fired: list[str] = []
+
+    def add(self, work: Work[Any], task: Callable[[Any], State[Done]]) -> None:
+        """Make the next detectors."""
+        self.keys += self.common.make([work], task)
+
+    def matches(self, count: int) -> list[str]:
+        """The keys of the best windows of the last detectors, shard by shard."""
+        root, detectors, device = self.common.root, self.keys[-1], self.common.device
+        return self._found(
+            (Work(doersch.matches_unit(one, detectors, count), one[:8], one) for one in self.cells),
+            lambda one: doersch.matches(root, one, detectors, count, device(), return_state=True),
+        )
+
+    def positives(self, round_: int) -> list[str]:
+        """The keys of the last detectors' positives in a round of reference training."""
+        common = self.common
+        given = (self.keys[-1], round_, common.parameters.seed)
+        return self._found(
+            (
+                Work(doersch_reference.positives_unit(one, *given), one[:8], one)
+                for one in self.cells
+            ),
+            lambda one: doersch_reference.positives(
+                common.root, one, *given, common.device(), return_state=True
+            ),
+        )
+
+    def _found(self, work: Iterable[Work[str]], task: Callable[[str], State[Done]]) -> list[str]:
+        keys = self.common.make(work, task)
+        self.fired += keys
+        return keys
+
+
+def _fast_training(made: _Detectors) -> int:
+    """Train in rounds, each on the matches of the one before; returns how many matches rank."""
+    root, parameters = made.common.root, made.common.parameters
+    for _ in range(ROUNDS):
+        before = (
+            made.keys[0],
+            made.keys[-1],
+            made.matches(MATCHES),
+            parameters.doersch_kept,
+            parameters.seed,
+        )
+        made.add(
+            Work(doersch.trained_unit(*before), "detectors", before),
+            lambda given: doersch.train_detectors(root, made.cells, *given, return_state=True),
+        )
+    return MATCHES
+
+
+def _reference_training(made: _Detectors) -> int:
+    """Train in rounds as the released code does; returns how many matches rank."""
+    root, parameters = made.common.root, made.common.parameters
+    seeds = (made.keys[-1], made.matches(MATCHES), parameters.doersch_kept)
+    made.add(
+        Work(doersch_reference.kept_unit(*seeds), "best seeds", seeds),
+        lambda given: doersch_reference.keep_seeds(root, made.cells, *given, return_state=True),
     )
+    for round_ in range(ROUNDS):
+        before = (made.keys[-1], made.positives(round_), round_, parameters.seed)
+        made.add(
+            Work(doersch_reference.round_unit(*before), "detectors", before),
+            lambda given: doersch_reference.train_round(
+                root, made.cells, *given, return_state=True
+            ),
+        )
+    return RANKING_MATCHES
 
 
 def comparison_facts(common: _Common, methods: Sequence[Method]) -> dict[str, Any]:
@@ -398,8 +457,11 @@ def comparison_facts(common: _Common, methods: Sequence[Method]) -> dict[str, An
             facts[method.name] = {
                 "seeds per label": parameters.doersch_seeds,
                 "detectors per label": parameters.doersch_kept,
+                "training": parameters.doersch_training,
                 "rounds of SVMs": ROUNDS,
-                "random negatives": NEGATIVES,
+                "random negatives": (
+                    reference.NEGATIVES if parameters.doersch_training == REFERENCE else NEGATIVES
+                ),
             }
         elif method.name == TITLES[CLIP]:
             facts[method.name] = {"model": without_paths(parameters.clip)}

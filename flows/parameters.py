@@ -76,6 +76,9 @@ MaxImageMb: TypeAlias = Annotated[
 DOERSCH, CLIP, CLASSIFIER, RANDOM = BASELINES = ("doersch", "clip", "classifier", "random")
 """Other ways to find what is typical."""
 
+FAST, REFERENCE = "fast", "reference"
+"""How the detectors of Doersch et al. are trained."""
+
 
 class IndexParameters(BaseModel):
     """Index a dataset into shards."""
@@ -763,6 +766,13 @@ class CompareParameters(MinedStudyParameters):
     doersch_kept: Annotated[
         int, Field(ge=1, description="Detectors of each label that Doersch et al. trains.")
     ] = 1000
+    doersch_training: Annotated[
+        Literal["fast", "reference"],
+        Field(
+            description="How those detectors are trained: reference, as in the code released with "
+            "the paper, or fast, our own variant."
+        ),
+    ] = "fast"
     classifier_steps: Annotated[
         int, Field(ge=1, description="Training steps of the classifier, of 32 images.")
     ] = 500

@@ -1,15 +1,14 @@
 """Doersch et al. (2012) over dataset shards: cells, seeds, matches, detectors, and their windows.
 
-The cells of each shard's images are kept. Each round is a pass over them: every shard's best
-matches of all detectors at once, and then, from all shards, the next detectors.
+The cells of each shard's images are stored. Each round of fast training is a pass over them: every
+shard's best matches of all detectors at once, then the next detectors from all shards. The rounds
+of reference training are in `doersch_reference`.
 """
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,62 +19,49 @@ import pyarrow.compute as pc
 from diffmining_core.baselines import doersch as method
 from diffmining_core.baselines import matching
 from diffmining_core.baselines.doersch import ALGO, ELEMENT_SCHEMA, Window
-from diffmining_core.baselines.matching import COLUMN, IMAGE, ROW, SHARD, Detectors, Matches
+from diffmining_core.baselines.matching import IMAGE, SHARD, Detectors, Matches
 from diffmining_core.baselines.reading import labelled_pixels
 from diffmining_core.baselines.windows import (
     ALGO as WINDOWS_ALGO,
 )
 from diffmining_core.baselines.windows import (
     CHANNELS,
-    Cells,
     Floats,
     descriptors_at,
     image_cells,
-    window_corner,
     window_grid,
 )
 from diffmining_core.errors import InputError
 from diffmining_core.patches.scoring import image_seed
 from diffmining_core.results.references import Shard
-from diffmining_core.store.ledger import Attempt, Manifest, finished, read_bytes, read_table
+from diffmining_core.store.ledger import Attempt, finished, read_table
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from tasks import patches
+from tasks.doersch_results import (
+    CELLS,
+    CELLS_STAGE,
+    DETECTORS_STAGE,
+    IMAGES,
+    IMAGES_SCHEMA,
+    MATCHES_STAGE,
+    Shards,
+    all_matches,
+    by_label,
+    detector_row,
+    npy_bytes,
+    read_cells,
+    read_detectors,
+    right_matches,
+    write_detectors,
+    write_matches,
+)
 from tasks.index import good_images
 from tasks.progress import Progress
 from tasks.units import Done, fill, stage_task
 
-CELLS_STAGE = "doersch_cells"
-DETECTORS_STAGE = "doersch_detectors"
-MATCHES_STAGE = "doersch_matches"
 ELEMENTS_STAGE = "doersch_elements"
-
-IMAGES, CELLS = "images.parquet", "cells.npy"
-DETECTORS, WEIGHTS = "detectors.parquet", "weights.npy"
-SCORES, PLACES = "scores.npy", "places.npy"
 ELEMENTS = "elements.parquet"
-
-IMAGES_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("labels", pa.list_(pa.string())),
-        ("height", pa.int32()),  # of the model-size image
-        ("width", pa.int32()),
-        ("rows", pa.int32()),  # of cells
-        ("columns", pa.int32()),
-    ]
-)
-DETECTORS_SCHEMA = pa.schema(
-    [
-        ("label", pa.string()),
-        ("offset", pa.float32()),
-        # The window that it began as.
-        ("shard", pa.int32()),
-        ("image", pa.int32()),
-        # Windows without the label that it took for one, over all rounds, four numbers each.
-        ("taken", pa.list_(pa.int32())),
-    ]
-)
 
 
 def cells_unit(shard: Shard, options: dict[str, Any]) -> Unit:
@@ -100,7 +86,7 @@ def cells(root: str, shard: Shard, options: dict[str, Any]) -> Done:
                 parts.append(of_image.reshape(-1, CHANNELS))
                 progress.advance()
         attempt.write_table(IMAGES, pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA))
-        attempt.write_bytes(CELLS, _npy(np.concatenate(parts)))
+        attempt.write_bytes(CELLS, npy_bytes(np.concatenate(parts)))
         attempt.counts["images"] = len(rows)
 
     return fill(root, cells_unit(shard, options), produce)
@@ -123,7 +109,7 @@ def choose_seeds(
 
     def produce(attempt: Attempt) -> None:
         opened = open_root(root)
-        shards = _Shards(opened, cells_keys)
+        shards = Shards(opened, cells_keys)
         images_of = np.sum([flags.sum(axis=0) for flags in shards.flags], axis=0)
         each = {
             label: -(-seeds // max(1, int(count)))
@@ -139,7 +125,8 @@ def choose_seeds(
         for label in sorted(drawn):
             chosen = sorted(drawn[label], key=lambda one: one[:2])[:seeds]
             rows += [
-                _detector(label, 0.0, window[SHARD], window[IMAGE], []) for _, window, _ in chosen
+                detector_row(label, 0.0, window[SHARD], window[IMAGE], [])
+                for _, window, _ in chosen
             ]
             weights += [descriptor for _, _, descriptor in chosen]
         if len(drawn) < 2:
@@ -148,14 +135,14 @@ def choose_seeds(
                 f"contrast, but {len(drawn)} of {len(shards.labels)} have; give images of at least "
                 "two labels, larger than a patch."
             )
-        _write_detectors(attempt, rows, np.stack(weights).astype(np.half))
+        write_detectors(attempt, rows, np.stack(weights).astype(np.half))
 
     return fill(root, seeds_unit(cells_keys, seeds, seed), produce)
 
 
 def _draw_seeds(
     root: Root,
-    shards: _Shards,
+    shards: Shards,
     number: int,
     shard: Shard,
     each: dict[str, int],
@@ -184,38 +171,46 @@ def _draw_seeds(
                 drawn[label].append((float(at), (number, place, *window), descriptor))
 
 
-def matches_unit(cells_key: str, detectors_key: str) -> Unit:
-    """The unit of the best windows of all detectors in one shard."""
+def matches_unit(cells_key: str, detectors_key: str, count: int) -> Unit:
+    """The unit of the `count` best windows of all detectors in one shard."""
     algo = f"{ALGO} {matching.ALGO}"
-    return Unit(MATCHES_STAGE, algo, (cells_key, detectors_key), {"count": method.MATCHES})
+    return Unit(MATCHES_STAGE, algo, (cells_key, detectors_key), {"count": count})
 
 
 @stage_task(MATCHES_STAGE, "Doersch's matches {cells_key:.8}")
-def matches(root: str, cells_key: str, detectors_key: str, device: str) -> Done:
+def matches(root: str, cells_key: str, detectors_key: str, count: int, device: str) -> Done:
     """Find and publish the best windows of all detectors in one shard."""
 
     def produce(attempt: Attempt) -> None:
         opened = open_root(root)
-        _, detectors = _detectors(opened, detectors_key)
-        images = _read_cells(opened, cells_key)
+        _, detectors = read_detectors(opened, detectors_key)
+        images = read_cells(opened, cells_key)
         with Progress(f"matches {cells_key[:8]}", len(images), "images") as progress:
-            found = matching.shard_matches(
-                images, detectors, method.MATCHES, device, progress.advance
-            )
-        attempt.write_bytes(SCORES, _npy(found.scores))
-        attempt.write_bytes(PLACES, _npy(found.places))
+            found = matching.shard_matches(images, detectors, count, device, progress.advance)
+        write_matches(attempt, found)
         attempt.counts["images"] = len(images)
-        attempt.counts["detectors"] = len(detectors.weights)
 
-    return fill(root, matches_unit(cells_key, detectors_key), produce, device)
+    return fill(root, matches_unit(cells_key, detectors_key, count), produce, device)
+
+
+def best_seeds(
+    found: Matches, right: npt.NDArray[np.bool_], labels: npt.NDArray[Any], kept: int
+) -> npt.NDArray[np.intp]:
+    """The rows of the best `kept` seeds of each label, at places of their own."""
+    return np.concatenate(
+        [
+            of_label[method.best_seeds(found.rows(of_label), right[of_label], kept)]
+            for of_label in by_label(labels)
+        ]
+    )
 
 
 def trained_unit(
     first_key: str, detectors_key: str, matches_keys: Sequence[str], kept: int, seed: int
 ) -> Unit:
-    """The unit of the detectors that follow from others and where these fire.
+    """The unit of a round of fast training: detectors from earlier ones and their matches.
 
-    first_key: of the seeds, of which `kept` of each label are gone on with.
+    first_key: the seeds; the first round keeps the best `kept` of each label.
     """
     inputs = (first_key, detectors_key, *matches_keys)
     return Unit(DETECTORS_STAGE, ALGO, inputs, {"kept": kept, "seed": seed})
@@ -231,34 +226,31 @@ def train_detectors(
     kept: int,
     seed: int,
 ) -> Done:
-    """Train a linear SVM for each detector from its matches, and publish these.
+    """Fast training: publish a linear SVM for each detector, trained on its matches.
 
-    Of the seeds themselves only the best `kept` of each label, at places of their own.
+    In the first round only the best `kept` seeds of each label, at places of their own.
     """
 
     def produce(attempt: Attempt) -> None:
         opened = open_root(root)
-        shards = _Shards(opened, cells_keys)
-        table, detectors = _detectors(opened, detectors_key)
-        found, right = _all_matches(opened, shards, table, matches_keys)
-        seeds = _detectors(opened, first_key)
+        shards = Shards(opened, cells_keys)
+        table, detectors = read_detectors(opened, detectors_key)
+        found = all_matches(opened, matches_keys, table.num_rows, method.MATCHES)
+        right = right_matches(found, shards, table["label"].to_pylist())
+        seeds = read_detectors(opened, first_key)
         labels = table["label"].to_numpy(zero_copy_only=False)
         chosen = np.arange(len(labels))
         if detectors_key == first_key:
-            chosen = np.concatenate(
-                [
-                    of_label[method.best_seeds(_some(found, of_label), right[of_label], kept)]
-                    for of_label in _by_label(labels)
-                ]
-            )
+            chosen = best_seeds(found, right, labels, kept)
         rows, weights = [], []
         with Progress(DETECTORS_STAGE, len(chosen), "detectors") as progress:
-            for of_label in _by_label(labels[chosen]):
+            for of_label in by_label(labels[chosen]):
                 mine = chosen[of_label]
                 negatives = _random_negatives(shards, *seeds, labels[mine[0]], seed)
                 taught = [_taught(table, found, right, int(detector)) for detector in mine]
-                wanted = {w for one in taught for w in (*one.positives, *one.taken)}
-                described = shards.descriptors(wanted)
+                wanted = sorted({w for one in taught for w in (*one.positives, *one.taken)})
+                vectors = shards.descriptors(wanted).astype(np.float32)
+                described = dict(zip(wanted, vectors, strict=True))
                 for detector, one in zip(mine, taught, strict=True):
                     row = table.slice(int(detector), 1).to_pylist()[0]
                     weight, offset = detectors.weights[detector], row["offset"]
@@ -271,31 +263,36 @@ def train_detectors(
                     rows.append({**row, "offset": offset, "taken": taken})
                     weights.append(weight)
                     progress.advance()
-        _write_detectors(attempt, rows, np.stack(weights))
+        write_detectors(attempt, rows, np.stack(weights))
 
     unit = trained_unit(first_key, detectors_key, matches_keys, kept, seed)
     return fill(root, unit, produce)
 
 
-def elements_unit(detectors_key: str, matches_keys: Sequence[str]) -> Unit:
-    """The unit of the ranked detectors and the windows of their label where they fire."""
-    return Unit(ELEMENTS_STAGE, ALGO, (detectors_key, *matches_keys), {})
+def elements_unit(detectors_key: str, matches_keys: Sequence[str], count: int) -> Unit:
+    """The unit of the ranked detectors and the windows of their label among `count` matches."""
+    return Unit(ELEMENTS_STAGE, ALGO, (detectors_key, *matches_keys), {"count": count})
 
 
 @stage_task(ELEMENTS_STAGE, "Doersch's elements")
 def rank_elements(
-    root: str, cells_keys: Sequence[str], detectors_key: str, matches_keys: Sequence[str]
+    root: str,
+    cells_keys: Sequence[str],
+    detectors_key: str,
+    matches_keys: Sequence[str],
+    count: int,
 ) -> Done:
     """Rank the detectors of each label and publish their windows (ELEMENT_SCHEMA)."""
 
     def produce(attempt: Attempt) -> None:
         opened = open_root(root)
-        shards = _Shards(opened, cells_keys)
-        table, _ = _detectors(opened, detectors_key)
-        found, right = _all_matches(opened, shards, table, matches_keys)
+        shards = Shards(opened, cells_keys)
+        table, _ = read_detectors(opened, detectors_key)
+        found = all_matches(opened, matches_keys, table.num_rows, count)
+        right = right_matches(found, shards, table["label"].to_pylist())
         labels = table["label"].to_numpy(zero_copy_only=False)
         rows = []
-        for of_label in _by_label(labels):
+        for of_label in by_label(labels):
             for rank, which in enumerate(method.ranking(right[of_label])):
                 detector = of_label[which]
                 about = {"label": labels[detector], "element": rank}
@@ -308,7 +305,7 @@ def rank_elements(
         attempt.counts["elements"] = len(labels)
         attempt.counts["windows"] = len(rows)
 
-    return fill(root, elements_unit(detectors_key, matches_keys), produce)
+    return fill(root, elements_unit(detectors_key, matches_keys, count), produce)
 
 
 def elements(root: Root, key: str) -> pa.Table:
@@ -340,112 +337,6 @@ def element_patches(
     return fill(root, element_patches_unit(cells_key, elements_key, size, per_image), produce)
 
 
-class _Shards:
-    """The images of several shards, by number; one shard's cells in memory at a time."""
-
-    def __init__(self, root: Root, cells_keys: Sequence[str]) -> None:
-        self.manifests = [finished(root, CELLS_STAGE, key) for key in cells_keys]
-        self.cells = lru_cache(maxsize=1)(lambda number: _read_cells(root, cells_keys[number]))
-        self._images = lru_cache(maxsize=64)(
-            lambda number: _images(root, self.manifests[number]).to_pylist()
-        )
-        numbers = range(len(cells_keys))
-        self.labels = sorted(
-            {label for number in numbers for row in self.images(number) for label in row["labels"]}
-        )
-        self.flags = [self._flags(number) for number in numbers]
-        """Of each shard, which image has which of `labels`: [images, labels]."""
-
-    def parameter(self, name: str) -> int:
-        """What the cells were made with."""
-        return int(self.manifests[0].parameters[name])
-
-    def images(self, number: int) -> list[dict[str, Any]]:
-        """The rows of a shard's images (IMAGES_SCHEMA)."""
-        rows: list[dict[str, Any]] = self._images(number)
-        return rows
-
-    def corner(self, place: npt.NDArray[np.int32]) -> dict[str, Any]:
-        """image_id, y and x of a window."""
-        image = self.images(int(place[SHARD]))[place[IMAGE]]
-        at = int(place[ROW]), int(place[COLUMN])
-        hw = image["height"], image["width"]
-        y, x = window_corner(at, self.parameter("patch_size"), hw)
-        return {"image_id": image["image_id"], "y": y, "x": x}
-
-    def descriptors(self, windows: Iterable[Window]) -> dict[Window, Floats]:
-        """The descriptors of some windows, shard by shard."""
-        of_image: dict[tuple[int, int], list[Window]] = defaultdict(list)
-        for window in windows:
-            of_image[window[SHARD], window[IMAGE]].append(window)
-        described: dict[Window, Floats] = {}
-        for (shard, image), mine in sorted(of_image.items()):
-            places = [(window[ROW], window[COLUMN]) for window in mine]
-            vectors = descriptors_at(self.cells(shard)[image], places)
-            described |= zip(mine, vectors, strict=True)
-        return described
-
-    def _flags(self, number: int) -> npt.NDArray[np.bool_]:
-        rows = [[label in row["labels"] for label in self.labels] for row in self.images(number)]
-        return np.array(rows, bool).reshape(-1, len(self.labels))
-
-
-def _images(root: Root, manifest: Manifest) -> pa.Table:
-    return read_table(root, manifest, IMAGES)
-
-
-def _read_cells(root: Root, key: str) -> list[Cells]:
-    """The cells of each image of a shard."""
-    manifest = finished(root, CELLS_STAGE, key)
-    table = _images(root, manifest)
-    flat = _array(read_bytes(root, manifest, CELLS))
-    shapes = list(zip(table["rows"].to_pylist(), table["columns"].to_pylist(), strict=True))
-    ends = np.cumsum([rows * columns for rows, columns in shapes])
-    parts = np.split(flat, ends[:-1]) if shapes else []
-    return [part.reshape(*shape, CHANNELS) for part, shape in zip(parts, shapes, strict=True)]
-
-
-def _detectors(root: Root, key: str) -> tuple[pa.Table, Detectors]:
-    manifest = finished(root, DETECTORS_STAGE, key)
-    table = read_table(root, manifest, DETECTORS)
-    weights = _array(read_bytes(root, manifest, WEIGHTS)).astype(np.float32)
-    return table, Detectors(weights, table["offset"].to_numpy())
-
-
-def _write_detectors(attempt: Attempt, rows: list[dict[str, Any]], weights: Any) -> None:
-    attempt.write_table(DETECTORS, pa.Table.from_pylist(rows, schema=DETECTORS_SCHEMA))
-    attempt.write_bytes(WEIGHTS, _npy(weights))
-    attempt.counts["detectors"] = len(rows)
-
-
-def _detector(
-    label: str, offset: float, shard: int, image: int, taken: list[int]
-) -> dict[str, Any]:
-    return {"label": label, "offset": offset, "shard": shard, "image": image, "taken": taken}
-
-
-def _all_matches(
-    root: Root, shards: _Shards, table: pa.Table, matches_keys: Sequence[str]
-) -> tuple[Matches, npt.NDArray[np.bool_]]:
-    """The best matches of detectors over all shards, and which of them have the own label."""
-    best = Matches.none(table.num_rows)
-    for number, key in enumerate(matches_keys):
-        manifest = finished(root, MATCHES_STAGE, key)
-        scores, places = (_array(read_bytes(root, manifest, name)) for name in (SCORES, PLACES))
-        best = best.merge(Matches(scores, places).of_shard(number), method.MATCHES)
-    column = np.array([shards.labels.index(label) for label in table["label"].to_pylist()], np.intp)
-    return best, method.with_label(best, shards.flags, column)
-
-
-def _some(found: Matches, rows: npt.NDArray[np.intp]) -> Matches:
-    return Matches(found.scores[rows], found.places[rows])
-
-
-def _by_label(labels: npt.NDArray[Any]) -> list[npt.NDArray[np.intp]]:
-    """The rows of each label, in the order of the labels."""
-    return [np.flatnonzero(labels == label) for label in sorted(set(labels))]
-
-
 def _taught(
     table: pa.Table, found: Matches, right: npt.NDArray[np.bool_], detector: int
 ) -> method.Examples:
@@ -456,7 +347,7 @@ def _taught(
 
 
 def _random_negatives(
-    shards: _Shards, table: pa.Table, seeds: Detectors, label: str, seed: int
+    shards: Shards, table: pa.Table, seeds: Detectors, label: str, seed: int
 ) -> Floats:
     """Descriptors of random windows of images without the label: some of the others' seeds."""
     column = shards.labels.index(label)
@@ -465,14 +356,3 @@ def _random_negatives(
     rng = np.random.default_rng(image_seed(seed, label))
     negatives: Floats = seeds.weights[np.sort(rng.permutation(without)[: method.NEGATIVES])]
     return negatives
-
-
-def _npy(array: npt.NDArray[Any]) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    return buffer.getvalue()
-
-
-def _array(data: bytes) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = np.load(io.BytesIO(data), allow_pickle=False)
-    return array

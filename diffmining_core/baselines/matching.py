@@ -12,7 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from diffmining_core.baselines.windows import Cells, Floats, all_descriptors, window_grid
+from diffmining_core.baselines.windows import (
+    Cells,
+    Floats,
+    all_descriptors,
+    descriptors_at,
+    window_grid,
+)
 
 ALGO = "matching-1"
 
@@ -24,6 +30,8 @@ IMAGES_AT_ONCE = 64
 SHARD, IMAGE, ROW, COLUMN = range(4)
 """What a place says of a window."""
 
+Numbers = npt.NDArray[np.intp]
+"""Of windows of an image, row by row."""
 Product = Callable[[Floats], Floats]
 """The scores [windows, detectors] of descriptors [windows, d]."""
 
@@ -52,6 +60,10 @@ class Matches:
         """The matches in no image."""
         return cls(np.empty((detectors, 0), np.float32), np.empty((detectors, 0, 4), np.int32))
 
+    def rows(self, detectors: npt.NDArray[np.intp]) -> Matches:
+        """The matches of some detectors."""
+        return Matches(self.scores[detectors], self.places[detectors])
+
     def merge(self, other: Matches, count: int) -> Matches:
         """The best `count` of both."""
         scores = np.concatenate([self.scores, other.scores], axis=1)
@@ -75,11 +87,12 @@ def shard_matches(
     count: int,
     device: str = "cpu",
     on_image: Callable[[], None] = lambda: None,
+    searched: Sequence[Numbers] | None = None,
 ) -> Matches:
     """The best `count` windows of each detector in one shard, whose number is 0.
 
     Each image's descriptors are made once, for all detectors, and multiplied in float32 on a torch
-    device.
+    device. searched: which windows of each image are looked at, ascending; None for all.
     """
     n = len(detectors.weights)
     starts = range(0, n, DETECTORS_AT_ONCE)
@@ -88,11 +101,13 @@ def shard_matches(
     for start in range(0, len(images), IMAGES_AT_ONCE):
         found = []
         for image, cells in enumerate(images[start : start + IMAGES_AT_ONCE], start):
-            descriptors = all_descriptors(cells)
+            numbers = None if searched is None else searched[image]
+            descriptors = _descriptors(cells, numbers)
             on_image()
             if len(descriptors):
                 windows = [_best_windows(product(descriptors)) for product in products]
                 score, window = (np.concatenate(parts) for parts in zip(*windows, strict=True))
+                window = window if numbers is None else numbers[window]
                 row, column = np.divmod(window, window_grid(cells)[1])
                 place = (np.zeros(n, np.intp), np.full(n, image), row, column)
                 found.append((score + detectors.offsets, np.stack(place, 1).astype(np.int32)))
@@ -100,6 +115,14 @@ def shard_matches(
             scores, places = (np.stack(parts, 1) for parts in zip(*found, strict=True))
             best = best.merge(Matches(scores, places), count)
     return best
+
+
+def _descriptors(cells: Cells, numbers: Numbers | None) -> Floats:
+    """The descriptors of the windows of these numbers, of all if None."""
+    if numbers is None:
+        return all_descriptors(cells)
+    across = max(1, window_grid(cells)[1])
+    return descriptors_at(cells, [divmod(int(number), across) for number in numbers])
 
 
 def _best_windows(scores: Floats) -> tuple[Floats, npt.NDArray[np.intp]]:

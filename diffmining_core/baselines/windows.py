@@ -1,12 +1,13 @@
 """Windows as Doersch et al. (2012) describe them: oriented edges (HOG) and colours (Lab).
 
-A window is 8 × 8 cells, and one starts at every cell. A cell is kept once, as a histogram of 31
-orientations and the mean of Lab's a and b in half precision, and the descriptor of a window is put
-together when it is needed: the descriptors themselves would take 64 times the room.
+A window is 8 × 8 cells, and one starts at every cell. A cell is stored once, in half precision: a
+histogram of 31 orientations and Lab's a and b at its centre. Descriptors of windows are assembled
+on demand; storing them would take 64 times the space.
 
-HOG is that of scikit-image (`hog`, 31 orientations, 8 × 8 cells a block, L2-Hys), which does not
-give the cells' histograms away. The sizes are those of the re-implementation by Siglidis et al.
-(2024): at windows of 64 px cells are 8 px.
+Sizes and steps are those of the re-implementation by Siglidis et al. (2024, doersch/hog.py): at
+windows of 64 px, cells are 8 px. HOG equals scikit-image's `hog` on byte values (31 orientations,
+8 × 8 cells a block, L2-Hys), which does not return the cells' histograms. Colours equal a bilinear
+resize of the window to 8 × 8 px without antialiasing.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy.typing as npt
 from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 
-ALGO = "windows-1"
+ALGO = "windows-2"
 
 CELLS = 8
 """Along a window's side."""
@@ -46,10 +47,19 @@ def cell_side(size: int) -> int:
 
 
 def image_cells(pixels: npt.NDArray[np.uint8], size: int) -> Cells:
-    """The cells of an image uint8 [h, w, 3] for windows of `size` pixels.
+    """The cells of an image uint8 [h, w, 3] for windows of `size` pixels, in half precision.
 
-    Where these are no 8 cells of whole pixels the image is enlarged until they are. Pixels at the
-    right and bottom that fill no cell are not seen.
+    If a window does not divide into 8 cells of whole pixels, the image is enlarged until it does.
+    Pixels at the right and bottom that do not fill a cell are ignored.
+    """
+    return cell_values(pixels, size).astype(np.half)
+
+
+def cell_values(pixels: npt.NDArray[np.uint8], size: int) -> npt.NDArray[np.float64]:
+    """As `image_cells`, in double precision.
+
+    Gradients are those of byte values, 0 to 255, whose differences are exact: equal channels tie,
+    and the normalisation's epsilon stays negligible. Colours are (v + 128) / 255.
     """
     from skimage.color import rgb2lab  # takes half a second, which not all baselines need
 
@@ -58,9 +68,9 @@ def image_cells(pixels: npt.NDArray[np.uint8], size: int) -> Cells:
     if side * CELLS != size:
         wide, high = (round(length * side * CELLS / size) for length in image.size)
         image = image.resize((wide, high), Image.Resampling.LANCZOS)
-    values = np.asarray(image, np.float64) / 255
-    colours = (rgb2lab(values)[..., 1:] + 128) / 255
-    return np.concatenate([_orientations(values, side), _means(colours, side)], -1, dtype=np.half)
+    values = np.asarray(image, np.uint8)
+    colours = (_centres(rgb2lab(values)[..., 1:], side) + 128) / 255
+    return np.concatenate([_orientations(values.astype(np.float64), side), colours], axis=-1)
 
 
 def window_grid(cells: Cells) -> Place:
@@ -128,8 +138,12 @@ def _orientations(values: npt.NDArray[np.float64], side: int) -> npt.NDArray[np.
     return counted.reshape(rows, columns, ORIENTATIONS) / side**2
 
 
-def _means(values: npt.NDArray[np.float64], side: int) -> npt.NDArray[np.float64]:
-    """The means [rows, columns, channels] of values [h, w, channels] over cells."""
+def _centres(values: npt.NDArray[np.float64], side: int) -> npt.NDArray[np.float64]:
+    """The values [h, w, channels] at the centre of each cell: [rows, columns, channels].
+
+    The mean of the four centre pixels of a cell of an even side, the centre pixel of an odd one.
+    """
     rows, columns = (length // side for length in values.shape[:2])
-    whole = values[: rows * side, : columns * side]
-    return np.asarray(whole.reshape(rows, side, columns, side, -1).mean(axis=(1, 3)))
+    cells = values[: rows * side, : columns * side].reshape(rows, side, columns, side, -1)
+    centre = slice((side - 1) // 2, side // 2 + 1)
+    return np.asarray(cells[:, centre, :, centre].mean(axis=(1, 3)))

@@ -148,3 +148,22 @@ def test_all_baselines_are_compared_if_none_is_named(compare_parameters: Make) -
     assert compare_parameters().compared() == ["doersch", "classifier", "random"]
     assert compare_parameters(clip="x").compared() == ["doersch", "clip", "classifier", "random"]
     assert compare_parameters(baselines=("random", "doersch")).compared() == ["doersch", "random"]
+
+
+def test_detectors_can_be_trained_as_the_released_code_does(
+    root: Path, compare_parameters: Make
+) -> None:
+    """Seeds, the best of them and three rounds; another training is another result."""
+    given = {"baselines": ("doersch",), "halvings": 0}
+    compare(compare_parameters(root, **given, doersch_training="fast"))
+    stages = ("doersch_detectors", "doersch_elements")
+    had = [{m.key for m in read_manifests(open_root(str(root)), stage)} for stage in stages]
+    summary = compare(compare_parameters(root, **given, doersch_training="reference"))
+    made = [
+        [m for m in read_manifests(open_root(str(root)), stage) if m.key not in keys]
+        for stage, keys in zip(stages, had, strict=True)
+    ]
+    assert sorted(str(m.parameters.get("round")) for m in made[0]) == ["0", "1", "2", "None"]
+    assert {m.parameters["negatives"] for m in made[0] if "round" in m.parameters} == {25_000}
+    assert [m.parameters["count"] for m in made[1]] == [100]
+    assert {"Doersch"} <= {method["name"] for method in summary["methods"]}

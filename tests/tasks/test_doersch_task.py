@@ -12,12 +12,13 @@ import pyarrow.compute as pc
 import pytest
 from patterned_scenes import LABELS, PATTERN, SIZE, Corners, indexed, write_scenes
 
-from diffmining_core.baselines.doersch import ROUNDS
+from diffmining_core.baselines.doersch import MATCHES, ROUNDS
 from diffmining_core.errors import InputError
 from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import finished, read_manifests, read_table
 from diffmining_core.store.roots import open_root
 from tasks import doersch, patches
+from tasks.doersch_results import DETECTORS, DETECTORS_STAGE
 from tasks.index import good_images
 
 SEEDS, KEPT, SEED = 40, 6, 3
@@ -30,11 +31,11 @@ def mined(root: str, dataset: Sequence[Shard]) -> tuple[list[str], str]:
     first = doersch.choose_seeds.fn(root, dataset, cells, SEEDS, SEED).key
     detectors = first
     for _ in range(ROUNDS):
-        found = [doersch.matches.fn(root, one, detectors, "cpu").key for one in cells]
+        found = [doersch.matches.fn(root, one, detectors, MATCHES, "cpu").key for one in cells]
         given = (root, cells, first, detectors, found, KEPT, SEED)
         detectors = doersch.train_detectors.fn(*given).key
-    found = [doersch.matches.fn(root, one, detectors, "cpu").key for one in cells]
-    return cells, doersch.rank_elements.fn(root, cells, detectors, found).key
+    found = [doersch.matches.fn(root, one, detectors, MATCHES, "cpu").key for one in cells]
+    return cells, doersch.rank_elements.fn(root, cells, detectors, found, MATCHES).key
 
 
 @pytest.fixture(scope="module")
@@ -79,20 +80,20 @@ def test_detectors_are_the_best_seeds_trained_in_rounds(
     of_shards: tuple[str, list[Shard], list[str], str],
 ) -> None:
     opened = open_root(of_shards[0])
-    manifests = read_manifests(opened, doersch.DETECTORS_STAGE)
+    manifests = read_manifests(opened, DETECTORS_STAGE)
     (seeds,) = (m for m in manifests if "seeds" in m.parameters)
     trained = [m for m in manifests if "kept" in m.parameters]
     assert len(trained) == ROUNDS
     assert seeds.counts["detectors"] <= 2 * SEEDS
-    labels = read_table(opened, seeds, doersch.DETECTORS)["label"].to_pylist()
+    labels = read_table(opened, seeds, DETECTORS)["label"].to_pylist()
     assert labels == sorted(labels)
     for manifest in trained:
-        table = read_table(opened, manifest, doersch.DETECTORS)
+        table = read_table(opened, manifest, DETECTORS)
         assert max(table["label"].to_pylist().count(label) for label in LABELS) <= KEPT
         assert any(offset != 0 for offset in table["offset"].to_pylist())
     order = sorted(trained, key=lambda m: m.inputs[1] != seeds.key)
     taken = [
-        sum(len(row) for row in read_table(opened, m, doersch.DETECTORS)["taken"].to_pylist())
+        sum(len(row) for row in read_table(opened, m, DETECTORS)["taken"].to_pylist())
         for m in order
     ]
     assert max(taken[1:]) >= taken[0]  # what a detector took for its own is never forgotten

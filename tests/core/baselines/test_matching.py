@@ -74,6 +74,21 @@ def test_equal_scores_come_by_their_place() -> None:
     assert later.places[..., :2].tolist() == [[[0, 0], [0, 1], [1, 0]]] * 2
 
 
+def test_only_the_windows_that_are_searched_match() -> None:
+    images, detectors = random_cells(3), random_detectors(4)
+    searched = [np.array([1, 4, 5]), np.array([0, 2]), np.array([], np.intp)]
+    found = shard_matches(images, detectors, 5, searched=searched)
+    assert found.scores.shape == (4, 2)  # of the third image no window
+    for number, weights in enumerate(detectors.weights):
+        for score, (_, image, row, column) in zip(
+            found.scores[number], found.places[number].tolist(), strict=True
+        ):
+            own = all_descriptors(images[image])[searched[image]] @ weights
+            window = row * window_grid(images[image])[1] + column
+            assert window == searched[image][own.argmax()]
+            assert score == pytest.approx(own.max() + detectors.offsets[number], abs=1e-5)
+
+
 def test_images_without_a_window_match_nothing() -> None:
     small = np.zeros((7, 9, CHANNELS), np.half)
     found = shard_matches([small, *random_cells(1)], random_detectors(2), 5)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image
 from skimage.color import rgb2lab
 from skimage.feature import hog
+from torch.nn import functional
 
 from diffmining_core.baselines.windows import (
     ALGO,
@@ -16,6 +19,7 @@ from diffmining_core.baselines.windows import (
     ORIENTATIONS,
     all_descriptors,
     cell_side,
+    cell_values,
     descriptors_at,
     image_cells,
     window_corner,
@@ -37,7 +41,7 @@ def test_edges_are_scikit_images_hog(size: int) -> None:
     pixels = drawn(96, 136)
     side = size // CELLS
     expected = hog(
-        pixels / 255,
+        pixels,
         orientations=ORIENTATIONS,
         pixels_per_cell=(side, side),
         cells_per_block=(CELLS, CELLS),
@@ -52,12 +56,54 @@ def test_edges_are_scikit_images_hog(size: int) -> None:
     np.testing.assert_allclose(edges, expected.reshape(len(edges), -1), atol=2**-12)
 
 
-def test_colours_are_the_cells_means_of_lab() -> None:
+@pytest.mark.parametrize("size", [64, 24, 16])
+def test_histograms_give_scikit_images_hog_of_bytes(size: int) -> None:
+    """Before they are rounded to half precision; with many ties between the channels."""
+    levels = np.random.default_rng(5).integers(0, 8, (96, 136, 3)) * 31 + 3
+    levels[60:80, :70] = 3  # and a blank area
+    pixels = levels.astype(np.uint8)
+    side = size // CELLS
+    options = {
+        "orientations": ORIENTATIONS,
+        "pixels_per_cell": (side, side),
+        "cells_per_block": (CELLS, CELLS),
+        "channel_axis": -1,
+        "feature_vector": False,
+    }
+    windows = sliding_window_view(
+        cell_values(pixels, size)[..., :ORIENTATIONS], (CELLS, CELLS), (0, 1)
+    )
+    blocks = np.moveaxis(windows, 2, 4)
+
+    def unit(vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        lengths = np.sqrt((vectors**2).sum((2, 3, 4), keepdims=True) + 1e-10)
+        return np.asarray(vectors / lengths)
+
+    edges = unit(np.minimum(unit(blocks), 0.2))
+    # scikit-image adds a cell up in single precision.
+    np.testing.assert_allclose(edges, hog(pixels, **options), rtol=0, atol=1e-7)
+    assert np.abs(edges - hog(pixels / 255, **options)).max() > 1e-2  # other channels win ties
+
+
+@pytest.mark.parametrize("size", [64, 48, 24, 16])
+def test_colours_are_a_bilinear_resize_of_lab(size: int) -> None:
+    """The cell's four centre pixels, or the one of a cell of 3 px, as torch resizes."""
+    pixels = np.random.default_rng(1).integers(0, 256, (size, size + size // CELLS, 3))
+    values = cell_values(pixels.astype(np.uint8), size)[..., ORIENTATIONS:]
+    lab = rgb2lab(pixels.astype(np.uint8))[..., 1:]
+    for column in (0, 1):
+        left = column * size // CELLS
+        window = torch.from_numpy(lab[:, left : left + size]).permute(2, 0, 1)[None]
+        small = functional.interpolate(window, (CELLS, CELLS), mode="bilinear", align_corners=False)
+        expected = (small[0].permute(1, 2, 0).numpy() + 128) / 255
+        np.testing.assert_allclose(values[:, column : column + CELLS], expected, atol=1e-12)
+
+
+def test_colours_of_a_descriptor_are_its_cells() -> None:
     pixels = drawn(64, 64)
     (descriptor,) = all_descriptors(image_cells(pixels, 64))
-    lab = rgb2lab(pixels / 255)[..., 1:].reshape(8, 8, 8, 8, 2).mean((1, 3))
     colours = descriptor[CELLS * CELLS * ORIENTATIONS :]
-    expected = ((lab + 128) / 255).ravel()
+    expected = cell_values(pixels, 64)[..., ORIENTATIONS:].ravel()
     np.testing.assert_allclose(
         colours / np.linalg.norm(colours), expected / np.linalg.norm(expected), atol=1e-4
     )
@@ -115,8 +161,8 @@ def test_an_image_smaller_than_a_window_has_none() -> None:
 def test_the_version_stands_for_these_cells() -> None:
     """What goes wrong here needs another ALGO, and then other numbers."""
     cells = image_cells(drawn(48, 64, seed=3), 12).astype(np.float32)
-    assert ALGO == "windows-1"
+    assert ALGO == "windows-2"
     expected = [0, 0, 0, 0, 0, 0.7378, 0.2261]
     np.testing.assert_allclose(cells[5, 7, [0, 3, 9, 15, 20, 31, 32]], expected, atol=1e-3)
-    assert cells[..., :ORIENTATIONS].sum() == pytest.approx(172.49, rel=1e-3)
+    assert cells[..., :ORIENTATIONS].sum() == pytest.approx(43984.5, rel=1e-3)
     assert cells[..., ORIENTATIONS:].sum() == pytest.approx(1361.95, rel=1e-3)
