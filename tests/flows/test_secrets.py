@@ -136,12 +136,13 @@ def left(prefect_api: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             f"{token_url(served.host, '/oslo/1.png')},oslo,,,,,{WRONG}@x http://u:{PASSWORD}@h"
         )
         write_manifest(manifest, served.host, [gone, crooked])
-        said = command("mine", f"--dataset={manifest}", f"--root={root}", *SMALL)
+        allow = f"--allow=http://{served.host}/"
+        said = command("mine", f"--dataset={manifest}", f"--root={root}", allow, *SMALL)
         asked = Counter(served.asked)
         refused = f"{token_url(served.host, '/oslo/1.png').replace(TOKEN, WRONG)},oslo,,,"
         write_manifest(home / "refused.csv", served.host, [refused])
         places = f"--dataset={home / 'refused.csv'}", f"--root={home / 'refused'}"
-        said += command("index", *places, status=-1)
+        said += command("index", *places, allow, status=-1)
         yield Left(root, manifest, served.host, asked, said)
 
 
@@ -222,7 +223,9 @@ def test_results_read_the_images_that_the_root_keeps(left: Left) -> None:
 def test_addresses_that_are_signed_again_index_nothing_again(left: Left) -> None:
     signed_once = left.manifest.read_text()
     left.manifest.write_text(signed_once.replace("X-Amz-Expires=60", "X-Amz-Expires=3600"))
-    *shards, _ = index.fn(str(left.root), str(left.manifest), None, MINED, 1000, 0.25)
+    *shards, _ = index.fn(
+        str(left.root), str(left.manifest), None, MINED, 1000, 0.25, [f"http://{left.host}/"]
+    )
     assert shards == []
 
 

@@ -148,9 +148,10 @@ def test_a_shard_with_corrected_notes_keeps_the_images_behind_secret_addresses(
     with guarded_images(Guarded({"/a.png": photo(0, 48, 40)}, "pa55", set())) as served:
         row = f"http://reader:pa55@{served.host}/a.png,rome"
         manifest.write_text(f"uri,label,detail\n{row},\n")
-        indexing.index.fn(root, str(manifest), None, MINED, 10, 0.0)
+        allow = [f"http://{served.host}/"]
+        indexing.index.fn(root, str(manifest), None, MINED, 10, 0.0, allow)
         manifest.write_text(f"uri,label,detail\n{row},Lazio\n")
-        *_, state = indexing.index.fn(root, str(manifest), None, MINED, 10, 0.0)
+        *_, state = indexing.index.fn(root, str(manifest), None, MINED, 10, 0.0, allow)
         assert served.asked == {"/a.png": 1}
     (shard,) = dataset_shards(root, state.key, state.stage)
     (image,) = good(open_root(root), shard)
