@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from written_images import photo, put
 
 from diffmining_core.images import shards
 from diffmining_core.images.addresses import read_bytes
+from diffmining_core.images.reach import ALLOW
 from diffmining_core.recipes import MINED, TRAIN, load_recipe
 from diffmining_core.results.references import Shard
 from diffmining_core.store.ledger import finished
@@ -142,16 +144,16 @@ def test_scaled_greys_and_all_files_are_told_of_the_dataset_as_it_is(tmp_path: P
 
 
 def test_a_shard_with_corrected_notes_keeps_the_images_behind_secret_addresses(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manifest, root = tmp_path / "photos.csv", str(tmp_path / "root")
     with guarded_images(Guarded({"/a.png": photo(0, 48, 40)}, "pa55", set())) as served:
         row = f"http://reader:pa55@{served.host}/a.png,rome"
         manifest.write_text(f"uri,label,detail\n{row},\n")
-        allow = [f"http://{served.host}/"]
-        indexing.index.fn(root, str(manifest), None, MINED, 10, 0.0, allow)
+        monkeypatch.setenv(ALLOW, json.dumps([f"http://{served.host}/"]))
+        indexing.index.fn(root, str(manifest), None, MINED, 10, 0.0)
         manifest.write_text(f"uri,label,detail\n{row},Lazio\n")
-        *_, state = indexing.index.fn(root, str(manifest), None, MINED, 10, 0.0, allow)
+        *_, state = indexing.index.fn(root, str(manifest), None, MINED, 10, 0.0)
         assert served.asked == {"/a.png": 1}
     (shard,) = dataset_shards(root, state.key, state.stage)
     (image,) = good(open_root(root), shard)

@@ -25,6 +25,7 @@ from diffmining_core.images.reach import (
 from diffmining_core.images.shards import check_set_aside, index_shard
 from diffmining_core.images.sources import check_source, open_source
 from diffmining_core.images.sources.layouts import Table, TableLayout
+from diffmining_core.secrets import cleaned
 
 
 @pytest.fixture(autouse=True)
@@ -232,7 +233,7 @@ def test_every_fault_of_one_image_sets_it_aside_and_nothing_else(
     reasons = indexed(str(manifest), allow)
     listening.close()
     for uri, part in uris.items():
-        whole = uri if "://" in uri else f"{folder}/{uri}"
+        whole = cleaned(uri) if "://" in uri else f"{folder}/{uri}"
         reason = reasons.pop(whole)
         assert (reason is None) == (part is None), (uri, reason)
         assert part is None or part in str(reason), (uri, reason)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from written_images import claiming, photo, put
 from diffmining_core.errors import InputError
 from diffmining_core.images import shards
 from diffmining_core.images.addresses import read_bytes
+from diffmining_core.images.reach import ALLOW
 from diffmining_core.images.shard_image import ShardImage
 from diffmining_core.images.shards import (
     KEPT_FILE,
@@ -248,9 +250,12 @@ def test_a_share_is_that_of_all_images() -> None:
         check_share(["x", "x"], 10, 0.1)
 
 
-def test_an_image_whose_address_holds_a_secret_is_read_by_it_and_kept(tmp_path: Path) -> None:
+def test_an_image_whose_address_holds_a_secret_is_read_by_it_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = {f"/{name}.png": photo(number, 48, 40) for number, name in enumerate("ab")}
     with guarded_images(Guarded(images, "pa55", {"k=t0ken"})) as served:
+        monkeypatch.setenv(ALLOW, json.dumps([f"http://{served.host}/"]))
         found = [
             FoundImage(f"http://reader:pa55@{served.host}/a.png", "rome", ""),
             FoundImage(f"http://{served.host}/b.png?k=t0ken", "oslo", "", "f" * 32, 48, 40),
