@@ -18,7 +18,8 @@ from diffmining_core.models.pipelines import Pipeline
 from diffmining_core.models.prompts import PromptTemplate
 from diffmining_core.models.tiny.train_base import build
 from diffmining_core.patches.scoring import patch_scores
-from diffmining_core.typicality.shard import TypicalityOptions, sampled_latents, shard_typicality
+from diffmining_core.typicality.draws import sampled_latents
+from diffmining_core.typicality.shard import TypicalityOptions, shard_typicality
 
 PATCH = 24
 # (width, height) of the file, size, (h, w) of what is seen. At size 70 nothing is resampled.
@@ -85,7 +86,7 @@ def test_what_is_cut_at_the_right_and_the_bottom_is_seen_by_no_stage(
     versions = {"as it is": pixels, "beyond": beyond, "within": within}
     latents = {
         name: sampled_latents(
-            pipeline, [load_pixels(saved(version, tmp_path / f"{name}.png"), size)], ["id"], 1
+            pipeline, load_pixels(saved(version, tmp_path / f"{name}.png"), size)[None], ["id"], 1
         )
         for name, version in versions.items()
     }

@@ -18,9 +18,8 @@ import torch
 from diffmining_core.images.street_scenes import draw_scene
 from diffmining_core.models.pipelines import Pipeline, load_pipeline
 from diffmining_core.patches.scoring import patch_scores, pick_patches
-from diffmining_core.typicality.draws import draw
+from diffmining_core.typicality.draws import draw, sampled_latents
 from diffmining_core.typicality.estimator import typicality
-from diffmining_core.typicality.shard import sampled_latents
 
 SIZE, PATCH, PER_IMAGE, DRAWS, BATCH = 128, 16, 5, 2, 16
 SCENES, TOP = 208, 500
@@ -54,7 +53,7 @@ def measure(exact: Pipeline) -> Callable[[Pipeline, int, int], Measured]:
             pixels.append(np.asarray(scene.image))
             elements.append(scene.boxes[int(rng.integers(len(scene.boxes)))].variant)
         ids = [str(i) for i in range(start, start + BATCH)]
-        return sampled_latents(exact, pixels, ids, 42), elements
+        return sampled_latents(exact, np.stack(pixels), ids, 42), elements
 
     def run(pipeline: Pipeline, scenes: int, seed: int) -> Measured:
         draws = draw(seed, (4, SIZE // 8, SIZE // 8), DRAWS, (0.1, 0.7))
