@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ def test_a_root_in_its_own_dataset_is_refused_and_not_made(tmp_path: Path) -> No
     mined = MineParameters(dataset=dataset, root=str(root), model="tiny")
     indexed = IndexParameters(dataset=dataset, root=str(root))
     for check in (
-        lambda: check_dataset(indexed),
-        lambda: check_inputs(mined),
-        lambda: check_sources(mined),
+        partial(check_dataset, indexed),
+        partial(check_inputs, mined),
+        partial(check_sources, mined),
     ):
         with pytest.raises(InputError, match=r"mined lies in the dataset .*photos, so that"):
             check()
