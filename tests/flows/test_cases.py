@@ -5,7 +5,11 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +19,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from faulty_proxy import FaultyProxy
+from image_server import image_server
+from s3_servers import moto_server
 from written_images import photo, tar_of
 
 from diffmining_core.errors import InputError
 from diffmining_core.images.pixels import decode_rgb
+from diffmining_core.models.files import LORA_FILE, ModelSource, find_model
+from diffmining_core.models.pipelines import load_pipeline
 from diffmining_core.recipes import MINED
 from diffmining_core.store.ledger import Manifest, finished, read_manifests, read_table
 from diffmining_core.store.roots import open_root
+from diffmining_core.store.runs import open_run
 from flows.checks import check_dataset
 from flows.index import index_split
 from flows.parameters import IndexParameters
@@ -224,17 +236,55 @@ def img2dataset(tmp_path: Path) -> None:
 
 @case("`lora/a32`")
 def lora_scales(tmp_path: Path) -> None:
-    pytest.skip("see tests/core/models/test_lora.py")
+    """That other files are merged as diffusers does it is in tests/core/models/test_lora.py."""
+    base = load_pipeline("tiny").unet.state_dict()
+    for name, change in (("a32", 76.063), ("a2", 1.689)):
+        path = CASES / "lora" / name / LORA_FILE
+        merged = load_pipeline(ModelSource("tiny", lora=str(path))).unet.state_dict()
+        own = UNet2DConditionModel.from_pretrained(find_model("tiny").folders["unet"])
+        pipeline = StableDiffusionPipeline(
+            unet=own, feature_extractor=None, requires_safety_checker=False,
+            **dict.fromkeys(("vae", "text_encoder", "tokenizer", "scheduler", "safety_checker")),
+        )  # fmt: skip
+        pipeline.load_lora_weights(str(path))
+        pipeline.fuse_lora(components=["unet"])
+        pipeline.unload_lora_weights()
+        torch.testing.assert_close(merged, own.state_dict(), atol=1e-5, rtol=0)
+        changed = sum(float((merged[key] - base[key]).square().sum()) for key in base) ** 0.5
+        assert changed == pytest.approx(change, rel=1e-2)
 
 
 @case("`schedulers/`")
 def schedulers(tmp_path: Path) -> None:
-    pytest.skip("see tests/core/models")
+    load_pipeline("tiny").save(tmp_path)
+    path = tmp_path / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    of_case = json.loads((CASES / "schedulers" / "scheduler_config.json").read_text())
+    for name in (of_case["_class_name"], "EDMEulerScheduler"):
+        path.write_text(json.dumps(config | of_case | {"_class_name": name}))
+        with pytest.raises(InputError, match=f"names '{name}'"):
+            find_model(str(tmp_path))
 
 
 @case("manifests with dead links")
 def dead_links(tmp_path: Path) -> None:
-    pytest.skip("see tests/core/images")
+    with image_server() as server:
+        faults = {f"{server.url}/status/{n}": f"answers {n}" for n in (401, 403, 410, 429, 503)}
+        faults |= {
+            "https://no-such-host.invalid/a.png": "no-such-host.invalid",
+            "http://127.0.0.1:9/a.png": "cannot be reached",
+        }
+        uris = [f"{server.url}/good.png", *faults]
+        (tmp_path / "t.csv").write_text("uri,label\n" + "".join(f"{uri},hat\n" for uri in uris))
+        allow = [f"{server.url}/", "http://127.0.0.1:9/", "https://"]
+        found = indexed(tmp_path / "t.csv", tmp_path / "root", allow=allow, max_bad_share=1)
+        tried = {n: server.asked[f"/status/{n}"] for n in (401, 403, 410, 429, 503)}
+    assert found.labels == {"hat": 1}
+    rows = found.table.select(["uri", "set_aside"]).to_pylist()
+    reasons = {row["uri"]: row["set_aside"] for row in rows if row["set_aside"]}
+    assert reasons.keys() == faults.keys()
+    assert all(faults[uri] in reason for uri, reason in reasons.items())
+    assert tried == {401: 1, 403: 1, 410: 1, 429: 4, 503: 4}
 
 
 @case("CSV over 1 MB")
@@ -313,12 +363,31 @@ def a_table_that_names_few(tmp_path: Path) -> None:
 
 @case("`HTTP_PROXY` set")
 def proxies(tmp_path: Path) -> None:
-    pytest.skip("see tests/e2e")
+    """Whole commands, also with a newer PREFECT_HOME: tests/e2e/test_temporary_server.py."""
+    program = (
+        "import sys, flows, httpx, requests; "
+        "print(*(get(sys.argv[1]).status_code for get in (httpx.get, requests.get)))"
+    )
+    closed = dict.fromkeys(("HTTP_PROXY", "http_proxy", "ALL_PROXY"), "http://127.0.0.1:9")
+    with image_server() as server:
+        ended = subprocess.run(
+            [sys.executable, "-c", program, f"{server.url}/good.png"],
+            env={**os.environ, **closed, "NO_PROXY": "example.org"},
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert ended.stdout.split() == ["200", "200"], ended.stderr
 
 
 @case("a store that answers 501")
 def a_store_without_conditions(tmp_path: Path) -> None:
-    pytest.skip("see tests/core/store")
+    with moto_server() as server:
+        server.make_bucket("results")
+        with (
+            FaultyProxy(server.environment["AWS_ENDPOINT_URL"], {"501": 1.0}) as proxy,
+            server.with_changes(AWS_ENDPOINT_URL=proxy.endpoint).used(),
+            pytest.raises(InputError, match="create a file only where there is none"),
+        ):
+            open_run(open_root("s3://results/run"), {"dataset": "photos"})
 
 
 def test_every_row_of_the_table_is_a_case() -> None:
