@@ -30,6 +30,7 @@ sys.path[:0] = [str(Path(__file__).parent / folder) for folder in ("infra", "s3"
 
 import pytest  # noqa: E402 - the environment comes first
 from faulty_proxy import FaultyProxy  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
 from local_stack import Stack, local_stack  # noqa: E402
 from s3_servers import S3Server, rgw_server  # noqa: E402
 from unet_forwards import counted_forwards  # noqa: E402
@@ -37,6 +38,12 @@ from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 from diffmining_core.images.street_scenes import write_dataset  # noqa: E402
 from flows.parameters import MineParameters  # noqa: E402
+
+# The same examples in every run, however busy the machine is.
+settings.register_profile(
+    "tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 SERVER_SECONDS = 300
 IMAGES_PER_COUNTRY = 5

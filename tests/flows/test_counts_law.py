@@ -141,7 +141,7 @@ WRITERS: dict[str, Write] = {
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(rows=st.lists(st.sampled_from(KINDS), max_size=12))
 def test_every_row_is_indexed_set_aside_or_left_out(kind: str, rows: list[str]) -> None:
     rows = [GOOD, GOOD, *rows]

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from diffmining_core.store.ledger import (
@@ -35,8 +35,6 @@ def produce(attempt: Attempt) -> None:
 GOOD = complete(ROOT, UNIT, produce)
 STORED: dict[str, Any] = json.loads(ROOT.read_bytes(PLACE))
 BODY = ROOT.read_bytes(PLACE)
-
-on_any_machine = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 NUMBERS = st.integers() | st.floats() | st.sampled_from([10**400, -(2**63) - 1, 1e308])
 VALUES = st.recursive(
@@ -67,26 +65,22 @@ def read(body: bytes) -> Manifest | None:
     return manifest
 
 
-@on_any_machine
 @given(st.integers(0, len(BODY) - 1), st.integers(0, len(BODY)), st.binary(max_size=8))
 def test_any_bytes_in_place_of_any_of_its_own(start: int, end: int, put: bytes) -> None:
     read(BODY[:start] + put + BODY[end:])
 
 
-@on_any_machine
 @given(st.sampled_from(sorted(STORED)), VALUES)
 def test_any_value_in_any_field(name: str, value: Any) -> None:
     read(json.dumps({**STORED, name: value}).encode(errors="surrogatepass"))
 
 
-@on_any_machine
 @given(st.sampled_from(["bytes", "sha256"]), VALUES)
 def test_any_value_in_the_record_of_a_file(name: str, value: Any) -> None:
     record = {**STORED["files"]["maps/values"], name: value}
     read(json.dumps({**STORED, "files": {"maps/values": record}}).encode(errors="surrogatepass"))
 
 
-@on_any_machine
 @given(VALUES)
 def test_any_json_at_all(value: Any) -> None:
     read(json.dumps(value).encode(errors="surrogatepass"))

@@ -349,7 +349,7 @@ BAD = [
 ]
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.lists(st.one_of(sound_rows(), st.sampled_from(BAD)), max_size=12),
     st.sampled_from(["csv", "tsv", "parquet"]),
