@@ -24,7 +24,7 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 
 from diffmining_core.errors import InputError
-from diffmining_core.models.pipelines import quiet_libraries
+from diffmining_core.models.quiet import quiet_libraries
 
 UNET = "unet."
 ADAPTER = "merged"
