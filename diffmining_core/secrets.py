@@ -72,11 +72,6 @@ def cleaned(address: str) -> str:
     return f"{parts['base']}{mark}{parts['fragment'] or ''}"
 
 
-def holds_secret(address: str) -> bool:
-    """Whether an address says more than may be stored."""
-    return cleaned(address) != address
-
-
 def without_secrets(text: str) -> str:
     """A message without the users, passwords and queries of the addresses in it."""
     if "?" not in text and "//" not in text:

@@ -50,9 +50,10 @@ from flows.temporary_server import run
 from flows.upkeep import storage, upkeep
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses; `STATUSES` says what they mean."""
 
 REASONS_SHOWN = 10
-"""Exit statuses; `STATUSES` says what they mean."""
+"""Reasons that `index` prints, the commonest first; the others are counted together."""
 
 STATUSES = """\
 Exit status: 0, it is done. 1, something failed or is to be done again; the same command goes on

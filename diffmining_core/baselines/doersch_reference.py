@@ -91,7 +91,7 @@ def positive_windows(matches: Matches, detector: int) -> list[Window]:
 
 
 @dataclass(frozen=True)
-class Trained:
+class LinearSVM:
     """A linear SVM: weights [d], offset, and the negatives that it scores above 0, by number."""
 
     weights: Floats
@@ -101,14 +101,14 @@ class Trained:
 
 def trained_detectors(
     positives: Sequence[Halves], negatives: Halves, candidates: Sequence[npt.NDArray[np.intp]]
-) -> list[Trained]:
+) -> list[LinearSVM]:
     """The SVM of each detector: its positives [n, d] against some negatives, by number.
 
     Equals `SVC(kernel="linear", C=0.1)` on all of a detector's candidates, to that solver's
     tolerance. It is solved with the highest-scored candidates alone; then all are scored and the
     highest of those within the margin added, until none is missing: the others have no weight.
     """
-    trained: list[Trained] = []
+    trained: list[LinearSVM] = []
     for start in range(0, len(positives), _DETECTORS):
         stop = start + _DETECTORS
         trained += _trained(positives[start:stop], negatives, candidates[start:stop])
@@ -117,11 +117,11 @@ def trained_detectors(
 
 def _trained(
     positives: Sequence[Halves], negatives: Halves, candidates: Sequence[npt.NDArray[np.intp]]
-) -> list[Trained]:
+) -> list[LinearSVM]:
     means = np.stack([one.mean(axis=0, dtype=np.float32) for one in positives])
     closeness = _scores(negatives, means)
     working = [_highest(closeness[mine, at], mine) for at, mine in enumerate(candidates)]
-    done: dict[int, Trained] = {}
+    done: dict[int, LinearSVM] = {}
     while len(done) < len(positives):
         left = [at for at in range(len(positives)) if at not in done]
         solved = [_svm(positives[at], negatives[working[at]]) for at in left]
@@ -136,7 +136,7 @@ def _trained(
                 more = _highest(own[needed], mine[needed])
                 working[at] = np.union1d(working[at], more)
             else:
-                done[at] = Trained(weights, offset, mine[own > 0])
+                done[at] = LinearSVM(weights, offset, mine[own > 0])
     return [done[at] for at in range(len(positives))]
 
 
