@@ -34,11 +34,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from diffmining_core.errors import ImageError, UnreadableError
 from diffmining_core.images.reach import (
     WEB,
+    check_bytes,
     is_chain,
     is_local,
     local_path,
@@ -71,13 +73,14 @@ _OF_THE_FILE = {
 }
 """Numbers of errors that say something of one file; others are the disk's or the machine's."""
 
-_KINDS = {
+_FILE_KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+"""By type of file, what an entry of a folder is that is no regular file."""
 
 _S3_OF_THE_IMAGE = {"InvalidObjectState", "KeyTooLongError", "InvalidURI"}
 """Of S3's refusals, those that are of one object: it is archived, or its name can be no key."""
@@ -174,6 +177,11 @@ def current_fingerprint(file: str) -> str:
     return version
 
 
+def url_of(fs: Any, path: str) -> str:
+    """The address of a path in a file system: itself on this machine, else a URL."""
+    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+
+
 def _own_name(name: str) -> str:
     return _ODD.sub("_", PurePosixPath(name).name)[-100:] or "image"
 
@@ -188,7 +196,7 @@ def _file_bytes(uri: str) -> bytes:
     if "s3" not in fs.protocol:
         size = fs.size(path)
         if size is not None:
-            _check_limit(size)
+            check_bytes(size)
         return bytes(fs.cat_file(path))
     try:
         data = bytes(fs.cat_file(path, start=0, end=limit + 1))
@@ -198,7 +206,7 @@ def _file_bytes(uri: str) -> bytes:
         if s3_code(error) in _S3_OF_THE_IMAGE:
             raise UnreadableError(f"S3 answers {s3_code(error)}") from error
         raise
-    _check_limit(len(data))
+    check_bytes(len(data))
     return data
 
 
@@ -219,7 +227,7 @@ def _local_bytes(path: str, start: int = 0, end: int | None = None) -> bytes:
             status = os.fstat(file.fileno())
             _check_regular(status)
             size = (status.st_size if end is None else min(status.st_size, end)) - start
-            _check_limit(size)
+            check_bytes(size)
             file.seek(start)
             # One byte more shows that a file is growing.
             return file.read(max(0, size) + (end is None))
@@ -237,24 +245,23 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
+def not_a_file(status: os.stat_result) -> str | None:
+    """Why an entry of a local folder is never opened; None for a regular file."""
+    if stat.S_ISREG(status.st_mode):
+        return None
+    kind = _FILE_KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+    return f"it is {kind}, not a file"
+
+
 def _check_regular(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-        raise UnreadableError(f"it is {kind}, not a file")
-
-
-def _check_limit(size: int) -> None:
-    limit = max_image_bytes()
-    if size > limit:
-        raise UnreadableError(
-            f"its file is over {limit // 10**6} MB; --max-image-mb allows larger ones"
-        )
+    if fault := not_a_file(status):
+        raise UnreadableError(fault)
 
 
 def _member_bytes(place: Member) -> bytes:
     if place.start == place.end:
         return b""  # S3 has no empty ranges
-    _check_limit(place.end - place.start)
+    check_bytes(place.end - place.start)
     if is_local(place.file):
         data = _local_bytes(local_path(place.file), place.start, place.end)
     elif scheme_of(place.file) in WEB:
@@ -357,7 +364,7 @@ def _row_bytes(place: Row) -> bytes:
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
         raise ImageError(f"row {place.row} of {place.file} holds no image")
-    _check_limit(len(data))
+    check_bytes(len(data))
     return data
 
 
@@ -369,7 +376,7 @@ def _check_row_group(place: Row, group: pq.RowGroupMetaData) -> None:
         for column in columns
         if column.path_in_schema.split(".")[0] == place.column
     )
-    _check_limit(size // max(1, group.num_rows))
+    check_bytes(size // max(1, group.num_rows))
 
 
 def _read_row_group(place: Row, metadata: pq.FileMetaData, group: int) -> pa.ChunkedArray:

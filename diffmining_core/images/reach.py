@@ -30,7 +30,7 @@ from fsspec.implementations.local import LocalFileSystem
 from urllib3.exceptions import LocationParseError
 from urllib3.util import Url, parse_url
 
-from diffmining_core.errors import InputError
+from diffmining_core.errors import InputError, UnreadableError
 
 ALLOW = "DIFFMINING_ALLOW"
 """Environment variable with places that every dataset may reach on this machine: a JSON list."""
@@ -121,11 +121,15 @@ def web_url(uri: str) -> Url:
 def authority_of(url: Url) -> str:
     """Host and port as they are compared: numeric hosts in their one usual spelling."""
     host = str(url.host).strip("[]").rstrip(".").lower()
-    port = url.port or _PORTS[str(url.scheme)]
     address = _numeric(host)
     if address is not None:
         host = f"[{address}]" if address.version == 6 else str(address)
-    return f"{host}:{port}"
+    return f"{host}:{port_of(url)}"
+
+
+def port_of(url: Url) -> int:
+    """The port of a web address, its scheme's own if it names none."""
+    return url.port or _PORTS[str(url.scheme)]
 
 
 def place_of(uri: str) -> Place:
@@ -255,6 +259,15 @@ def max_image_bytes() -> int:
         return int(text) * 10**6
     except ValueError as error:
         raise InputError(f"{MAX_IMAGE_MB} should be a whole number, but is {text!r}") from error
+
+
+def check_bytes(size: int) -> None:
+    """UnreadableError if an image's file has more bytes than one may have."""
+    limit = max_image_bytes()
+    if size > limit:
+        raise UnreadableError(
+            f"its file is over {limit // 10**6} MB; --max-image-mb allows larger ones"
+        )
 
 
 def set_reach(allow: Sequence[str], max_image_mb: int) -> None:

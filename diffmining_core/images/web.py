@@ -41,11 +41,12 @@ from diffmining_core.images.reach import (
     Address,
     allowed_places,
     authority_of,
+    check_bytes,
     is_localhost,
     is_private,
-    max_image_bytes,
     place_of,
     place_to_allow,
+    port_of,
     web_url,
 )
 
@@ -265,9 +266,8 @@ def _checked_address(url: Url) -> str:
 
 
 def _resolved(url: Url) -> list[str]:
-    port = url.port or (443 if url.scheme == "https" else 80)
     try:
-        found = socket.getaddrinfo(_name(url), port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(_name(url), port_of(url), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) == socket.EAI_AGAIN:
             raise _PassingError(url, "cannot be resolved now", is_gone=True) from error
@@ -358,15 +358,11 @@ def _body(response: Any, url: Url, part: tuple[int | None, int | None], deadline
         raise _PassingError(url, f"answers {_status(status)}", wait)
     if status not in ((206,) if part[1] is not None else (200, 203)):
         raise UnreadableError(f"{url.host} answers {_status(status)}")
-    limit = max_image_bytes()
     data = bytearray()
     try:
         while block := response.read1(BLOCK, decode_content=True):
             data += block
-            if len(data) > limit:
-                raise UnreadableError(
-                    f"its file is over {limit // 10**6} MB; --max-image-mb allows larger ones"
-                )
+            check_bytes(len(data))
             if time.monotonic() > deadline:
                 raise _PassingError(
                     url, f"did not send all of it in {DEADLINE_SECONDS:.0f} seconds"

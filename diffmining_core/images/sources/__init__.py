@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.addresses import fingerprint
+from diffmining_core.images.addresses import fingerprint, url_of
 from diffmining_core.images.planning import Part
 from diffmining_core.images.reach import Reach, advice, own_place
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
@@ -76,10 +76,6 @@ class _Place:
     fs: Any
     path: str
     url: str
-
-    def url_of(self, path: str) -> str:
-        """The address of a path of the same file system."""
-        return path if isinstance(self.fs, LocalFileSystem) else str(self.fs.unstrip_protocol(path))
 
 
 def canonical_url(url: str) -> str:
@@ -168,8 +164,7 @@ def _place(url: str) -> _Place:
         ) from error
     if isinstance(fs, LocalFileSystem):
         path = os.path.normpath(path)
-        return _Place(fs, path, path)
-    return _Place(fs, path, fs.unstrip_protocol(path))
+    return _Place(fs, path, url_of(fs, path))
 
 
 def _source_as_found(place: _Place, allow: Sequence[str]) -> Source:
@@ -261,7 +256,7 @@ def _source_of_files(place: _Place, infos: Sequence[dict[str, Any]], reach: Reac
     if len(suffixes) > 1 or not suffixes <= set(PART_SUFFIXES):
         names = ", ".join(sorted(suffix or "none" for suffix in suffixes))
         raise InputError(f"dataset {place.url}: files ending in {names} are no dataset; {WANTED}")
-    parts = [Part(place.url_of(info["name"]), fingerprint(info)) for info in infos]
+    parts = [Part(url_of(place.fs, info["name"]), fingerprint(info)) for info in infos]
     parts.sort(key=lambda part: part.url)
     (suffix,) = suffixes
     if suffix == ".tar":

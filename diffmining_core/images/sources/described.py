@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from fsspec.core import has_magic
-from fsspec.implementations.local import LocalFileSystem
 
 from diffmining_core.errors import InputError
+from diffmining_core.images.addresses import url_of
 from diffmining_core.images.planning import HASH_BYTES, Hashes, Listing, plan_rows
 from diffmining_core.images.reach import Reach
 from diffmining_core.images.shard_image import Box
@@ -129,7 +129,7 @@ class DescribedSource:
                 elif layout.missing == "leave out":
                     self.left_out.add(NOT_THERE, name)
                 else:
-                    address = self._address(f"{self._image_folders[0]}/{name}")
+                    address = url_of(self.fs, f"{self._image_folders[0]}/{name}")
                     label = labels[0] if labels else ""
                     yield name, FoundImage.faulty(address, label, "there is no such image")
         if listing:
@@ -160,7 +160,7 @@ class DescribedSource:
     ) -> Iterator[Named]:
         """An image under each of its labels; under none, with a fault, if it has no label."""
         path, mark = there
-        uri = self._address(path)
+        uri = url_of(self.fs, path)
         fault = fault or self.reach.fault(uri)
         if fault is not None:
             yield name, FoundImage.faulty(uri, "", fault)
@@ -270,7 +270,7 @@ class DescribedSource:
                     f"dataset {self.url}: there is no file {pattern}, which its recipe reads; put "
                     "it there, or give the folder that it is in"
                 )
-        address = self._address(found[-1])
+        address = url_of(self.fs, found[-1])
         self.reach.check(address)
         return address
 
@@ -284,9 +284,6 @@ class DescribedSource:
                 folders += sorted(self.fs.glob(path)) if has_magic(pattern) else [path]
         there = [folder for folder in folders if self.fs.isdir(folder)]
         return there or [_joined(self.folder, self.layout.folders[0])]
-
-    def _address(self, path: str) -> str:
-        return path if isinstance(self.fs, LocalFileSystem) else str(self.fs.unstrip_protocol(path))
 
 
 class _Names:
