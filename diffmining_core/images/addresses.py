@@ -60,6 +60,9 @@ TRUST_SECONDS = 10.0
 MAX_ROW_GROUP_BYTES = 256 * 2**20
 """Memory for row groups; the latest is held whatever its size."""
 
+AHEAD = 8 * 2**20
+"""Bytes that are fetched at once from a server's file that is read to its end."""
+
 _OF_THE_FILE = {
     errno.EACCES,
     errno.EPERM,

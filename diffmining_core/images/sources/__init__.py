@@ -100,7 +100,10 @@ def open_source(url: str, layout: Layout | None = None, allow: Sequence[str] = (
         if layout is None:
             return source
         if not isinstance(source, TarSource):
-            raise InputError(f"dataset {place.url}: its recipe reads tars, but these are none")
+            raise InputError(
+                f"dataset {place.url}: its recipe reads tars, but these are none; give tars, or "
+                "leave the recipe out"
+            )
         return TarSource(source.url, source.parts, layout)
 
 

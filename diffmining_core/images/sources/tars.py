@@ -18,12 +18,13 @@ from itertools import groupby
 from typing import Any
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.addresses import member_uri, opened
+from diffmining_core.images.addresses import AHEAD, member_uri, opened
 from diffmining_core.images.planning import Part, PartSource
 from diffmining_core.images.shards import FoundImage
 from diffmining_core.images.sources.layouts import TarLayout
 from diffmining_core.images.sources.names import ending, is_image_name, may_be_image, rubbish
 from diffmining_core.images.sources.tables import labels_in
+from diffmining_core.images.sources.text_tables import NO_LABEL
 from diffmining_core.images.tally import Tally
 from diffmining_core.store.roots import explained
 
@@ -32,12 +33,8 @@ LABEL_ENDINGS = (".cls", ".json", ".txt")
 
 MAX_LABEL_BYTES = 2**20
 
-AHEAD = 8 * 2**20
-"""Bytes that are fetched at once from a tar that is not on this machine."""
-
 NO_SAMPLE = "in a tar with neither image nor label"
 ANOTHER = "another image of its sample"
-NO_LABEL = "it has no label"
 CAPTION = (
     "its .txt is a caption, as its .json says, and no label (a recipe with a layout of the kind "
     '"tars" and label = "txt" takes it for one)'
