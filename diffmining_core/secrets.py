@@ -1,6 +1,6 @@
 """Addresses and messages without their secrets: passwords, tokens and signatures.
 
-A secret in an address is used to read what is there. It is never stored, logged or shown.
+A secret in an address is used to read the file. It is never stored, logged or shown.
 """
 
 from __future__ import annotations

@@ -603,7 +603,7 @@ class _OneSentence(logging.Filter):
 def say_without_secrets(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Print the traceback of an error that nobody expected; libraries quote whole addresses."""
+    """Print the traceback of an unexpected error; libraries quote whole addresses in theirs."""
     sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
 
 

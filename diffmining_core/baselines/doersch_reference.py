@@ -37,16 +37,16 @@ WORKING = 128
 """Highest-scored negatives that an SVM is solved with before the others are checked."""
 _ROWS, _DETECTORS = 4096, 256  # in one product of scores
 TOLERANCE = 1e-5
-"""Of the SVM's margins; the default, 1e-3, leaves a tenth of a weight undecided."""
+"""The SVM's stopping tolerance; the default, 1e-3, leaves a tenth of a weight undecided."""
 
 Halves = npt.NDArray[np.float16]
 """Descriptors [n, d]; half precision loses nothing of them."""
 
 
 def third(grid: Place, image_id: str, round_: int, seed: int) -> Numbers:
-    """The windows of an image, of a grid of so many down and across, that a round sees: ascending.
+    """The numbers, ascending, of the windows of an image that a round sees.
 
-    The rounds' windows are disjoint and together all of them.
+    grid: windows down and across. The rounds' thirds are disjoint and cover all windows.
     """
     total = window_count(grid)
     order = np.random.default_rng([image_seed(seed, image_id), ROUNDS]).permutation(total)
@@ -55,7 +55,7 @@ def third(grid: Place, image_id: str, round_: int, seed: int) -> Numbers:
 
 
 def window_count(grid: Place) -> int:
-    """Windows of a grid of so many down and across."""
+    """The number of windows of a grid, given as windows down and across."""
     return max(grid[0], 0) * max(grid[1], 0)
 
 
@@ -64,7 +64,7 @@ def _bounds(total: int, round_: int) -> tuple[int, int]:
 
 
 def negatives_wanted(hard: int, negatives: int = NEGATIVES, least: int = LEAST_NEGATIVES) -> int:
-    """How many random negatives a detector gets that has so many hard ones."""
+    """The number of random negatives of a detector that has `hard` hard ones."""
     return max(negatives - hard, least)
 
 

@@ -74,7 +74,7 @@ _OF_THE_FILE = {
     errno.ENXIO,
     errno.ENODEV,
 }
-"""Numbers of errors that say something of one file; others are the disk's or the machine's."""
+"""Error numbers that concern one file; all others are faults of the disk or the machine."""
 
 _FILE_KINDS = {
     stat.S_IFDIR: "a folder",
@@ -83,10 +83,10 @@ _FILE_KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-"""By type of file, what an entry of a folder is that is no regular file."""
+"""What messages call the types of directory entries that are not regular files."""
 
 _S3_OF_THE_IMAGE = {"InvalidObjectState", "KeyTooLongError", "InvalidURI"}
-"""Of S3's refusals, those that are of one object: it is archived, or its name can be no key."""
+"""S3's error codes about one object: it is archived, or its name cannot be a key."""
 
 _MEMBER = re.compile(r"(?P<file>.+\.tar)#bytes=(?P<start>\d+)-(?P<end>\d+)/[^/]*", re.S | re.I)
 _ROW = re.compile(
@@ -135,10 +135,10 @@ def archive_place(uri: str) -> Member | Row | None:
 def read_bytes(uri: str) -> bytes:
     """The bytes at an address; safe to call from many threads.
 
-    Whatever is wrong with this image alone is a FileNotFoundError or an ImageError: it is gone, too
-    large, no file, closed to us, its host does not serve it, or its tar or Parquet file is there
-    without it. Faults of the storage raise what `explained` does. Rows of a Parquet file are best
-    read in order: its row groups are kept in memory for a while.
+    Faults of this image alone raise FileNotFoundError or ImageError: it is missing, too large, not
+    a regular file or not permitted, its host does not serve it, or its tar or Parquet file exists
+    without it. Faults of the storage raise what `explained` does. Read the rows of a Parquet file
+    in order: its row groups are cached for a while.
     """
     place = archive_place(uri)
     with explained(uri):

@@ -1,6 +1,6 @@
 """Where the addresses of images may lead.
 
-A dataset reaches its own place and what lies below it, and the places that its user allows. A place
+A dataset reaches its own place, everything below it, and the places that its user allows. A place
 is a folder, or an address such as `s3://bucket/prefix/` or `https://cdn.example/photos/`; `https://`
 alone is every public host. An address on this machine or on a private network is only reached where
 that very host and port is allowed, and so is a name that resolves to one.
@@ -36,7 +36,7 @@ ALLOW = "DIFFMINING_ALLOW"
 """Environment variable with places that every dataset may reach on this machine: a JSON list."""
 
 ALSO, MAX_IMAGE_MB = "DIFFMINING_ALLOW_HERE", "DIFFMINING_MAX_IMAGE_MB"
-"""What the flows of this process were given, for it and its children: set by `set_reach`."""
+"""Environment variables with the options of this process's flows, for its children too."""
 
 DEFAULT_MAX_IMAGE_MB = 512
 
@@ -184,7 +184,7 @@ def own_place(dataset: str) -> str:
 
 
 class Reach:
-    """What a dataset may reach: `own`, the folder it is in, and the places that are allowed."""
+    """The places that a dataset may reach: `own`, the folder it is in, and those allowed."""
 
     def __init__(self, own: str, allow: Iterable[str] = ()) -> None:
         self.allow = tuple(sorted({*allow, *allowed_everywhere()}))
@@ -350,7 +350,7 @@ def advice(reasons: Iterable[str]) -> str:
 
 
 def _gathered(counts: Counter[str]) -> Counter[str]:
-    """The counts by the folders above, but for hosts, buckets and folders at the top."""
+    """The counts by parent folder; hosts, buckets and top-level folders stay as they are."""
     wider: Counter[str] = Counter()
     for place, count in counts.items():
         above = place.rstrip("/").rpartition("/")[0] + "/"

@@ -122,7 +122,7 @@ _pools.pool_classes_by_scheme = {"http": _Pool, "https": _PoolOverTLS}
 
 @dataclass
 class Host:
-    """What is known of a host and port. resolved: its addresses, and time.monotonic() then."""
+    """The state of a host and port. resolved: its addresses, and time.monotonic() then."""
 
     resolved: tuple[list[str], float] | None = None
     paused_until: float = 0.0
@@ -182,7 +182,7 @@ def _host(url: Url) -> Host:
 
 
 def _wait_for(url: Url, deadline: float) -> None:
-    """Wait as long as the host asked for, whichever image it said so of."""
+    """Wait as long as the host asked for, for this image or another."""
     host, now = _host(url), time.monotonic()
     if host.gone_until > now:
         raise UnreadableError(host.gone_because)

@@ -1,4 +1,4 @@
-"""What diffusers and transformers print while they load and read weights, kept off the terminal."""
+"""Keep diffusers and transformers from printing while they load weights."""
 
 from __future__ import annotations
 

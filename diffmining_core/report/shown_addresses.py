@@ -1,4 +1,4 @@
-"""What a page says of places: nothing of this machine's folders, its users or secrets.
+"""Addresses as pages show them: without this machine's folders, its users or secrets.
 
 In: addresses, and texts that name some. Out: the same relative to the dataset, or their last part.
 """
@@ -31,7 +31,7 @@ class ShownAddresses:
 
     @classmethod
     def at(cls, root: Root) -> ShownAddresses:
-        """Those of the run that owns a root."""
+        """For the run that owns a root."""
         run = read_run(root)
         dataset = run.identity.get("dataset") if run else None
         return cls(_folder(dataset) if dataset else None)
@@ -77,7 +77,7 @@ def without_paths(fact: Fact) -> Fact:
 
 
 def _folder(dataset: str) -> str:
-    """What the images of a dataset are below: its folder, or that of its files."""
+    """The folder that a dataset's images are in: its own, or that of its files."""
     parts = dataset.rstrip("/").split("/")
     at = next((place for place, part in enumerate(parts) if has_magic(part)), len(parts))
     is_file = at == len(parts) and parts[-1].endswith((".csv", ".tsv", ".parquet", ".tar"))

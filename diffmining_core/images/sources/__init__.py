@@ -89,8 +89,8 @@ def canonical_url(url: str) -> str:
 def open_source(url: str, layout: Layout | None = None, allow: Sequence[str] = ()) -> Source:
     """The dataset at a local path, an fsspec URL or a pattern of them.
 
-    Its kind is told by what is there, or is as the layout says. allow: places that it may reach,
-    beside its own. InputError if nothing is there, or nothing that is a dataset.
+    The layout names its kind; without one, its files do. allow: places that it may reach beside its
+    own. InputError if nothing is there, or nothing that is a dataset.
     """
     place = _place(url)
     with explained(place.url):
@@ -125,7 +125,7 @@ def check_source(url: str, layout: Layout | None = None, allow: Sequence[str] = 
 
 
 def check_apart(url: str, root: str) -> None:
-    """InputError if a root lies where the dataset's images are looked for.
+    """InputError if a root is in its dataset.
 
     The pictures that a run writes would be images of the next one.
     """
@@ -270,7 +270,7 @@ def _source_of_files(place: _Place, infos: Sequence[dict[str, Any]], reach: Reac
 
 
 def _suffix(info: dict[str, Any]) -> str:
-    """How a file's name ends, in small letters; a packed table as if it were not."""
+    """The suffix of a file's name in lower case, of a table without `.gz`."""
     if info["type"] != "file":
         return ""
     inner = table_suffix(info["name"])

@@ -148,10 +148,10 @@ class FolderSource:
 
 
 class ListedFile(NamedTuple):
-    """What a listing says of a file.
+    """An entry of a listing.
 
-    mark: its fingerprint. fault: why it is not to be opened. is_no_file: it is a folder that is
-    not gone into: rubbish that is closed to us, or a link to one that has been listed.
+    mark: its fingerprint. fault: why it must not be opened. is_no_file: it is a folder that is not
+    entered: rubbish without read permission, or a link to a folder already listed.
     """
 
     path: str
@@ -190,7 +190,7 @@ def _local_files(folder: str) -> Iterator[ListedFile]:
 
 
 def _rubbish_among(closed: list[OSError], folder: str) -> Iterator[ListedFile]:
-    """The folders below this one that were closed to us; raises for one that may hold images."""
+    """The unreadable folders below this one; raises the error of one that may hold images."""
     while closed:
         error = closed.pop()
         path = str(error.filename)

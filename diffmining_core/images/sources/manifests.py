@@ -52,7 +52,7 @@ COLUMNS = {
     "detail": ("detail",),
     "boxes": ("boxes",),
 }
-"""What the columns may be called, in small letters or capitals."""
+"""Accepted names of each column, whatever their case."""
 
 OTHER_THINGS = list(COLUMNS)[2:]
 

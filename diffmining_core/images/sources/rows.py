@@ -25,7 +25,7 @@ BATCH = 10_000
 
 
 class Row(NamedTuple):
-    """A row of a table; place: in its file, as `line=7`; fault: why its values cannot be told."""
+    """A row of a table; place: in its file, as `line=7`; fault: why its values cannot be read."""
 
     place: str
     values: Record

@@ -42,7 +42,7 @@ _LETTERS, _DIGITS = re.compile(r"[^\W\d_]+"), re.compile(r"\d+")
 
 
 class TextRow(NamedTuple):
-    """A row and the number of its first line; fault: why its fields cannot be told."""
+    """A row and the number of its first line; fault: why its fields cannot be read."""
 
     line: int
     fields: Sequence[str]
@@ -50,7 +50,7 @@ class TextRow(NamedTuple):
 
 
 def table_suffix(file: str) -> str:
-    """How the name of a table ends, in small letters and without `.gz`."""
+    """The suffix of a table's name in lower case, without `.gz`."""
     return PurePosixPath(file.lower().removesuffix(".gz")).suffix
 
 
@@ -287,8 +287,11 @@ def _has_blank(name: str) -> bool:
 
 
 def _shape(name: str) -> tuple[str, bool]:
-    """What names of images in one table have in common: their kind of ending, whether they have
-    blanks, and without an ending how letters and digits alternate."""
+    """The pattern shared by image names of one table.
+
+    That is whether they end in an extension and have blanks, and without an extension how letters
+    and digits alternate.
+    """
     if _ENDING.fullmatch(PurePosixPath(name).suffix):
         return ".", _has_blank(name)
     return _DIGITS.sub("0", _LETTERS.sub("a", name)), _has_blank(name)
