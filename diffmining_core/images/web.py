@@ -248,10 +248,10 @@ def _netloc(url: Url) -> str:
 
 
 def _checked_address(url: Url) -> str:
-    """The IP address to connect to; UnreadableError if one of the host's is not everybody's.
+    """The IP address to connect to; UnreadableError if one is private and not allowed.
 
-    A private one must be allowed by itself, so that a name cannot be turned to one. One that is
-    written into the address was allowed with it.
+    Allowing a name does not allow a private address that it resolves to: whoever controls the name
+    could point it there. A private address written into the URL itself is allowed with it.
     """
     host = _host(url)
     now = time.monotonic()
@@ -294,7 +294,7 @@ def _ip(address: str) -> Address:
 
 
 def _may_reach(url: Url, address: str) -> bool:
-    """Whether this private address is allowed, or, of this machine's own name, that name is."""
+    """Whether this private address is allowed; for `localhost` its name may be, instead."""
     host = _name(url) if is_localhost(_name(url).lower()) else _shown(address)
     wanted = place_of(f"{url.scheme}://{host}{_port(url)}{url.path or '/'}")
     return any(place_of(place).holds(wanted) for place in allowed_places())
