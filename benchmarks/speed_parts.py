@@ -155,11 +155,6 @@ def our_typicality(pipeline: Pipeline, pictures: Sequence[Picture], draws: int) 
     return [OurMap(maps[place].mean, maps[place].m2) for place in range(len(images))]
 
 
-def _pixel_values(pictures: Sequence[Picture]) -> torch.Tensor:
-    pixels = np.stack([picture.pixels() for picture in pictures])
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def largest_difference(
     plain_maps: Sequence[PlainMap], maps: Sequence[OurMap]
 ) -> tuple[float, float]:

@@ -21,4 +21,4 @@ class ImageError(InputError):
 
 
 class UnreadableError(ImageError):
-    """The bytes of one image cannot be had, though its storage is well."""
+    """The bytes of one image cannot be read, though its storage works."""

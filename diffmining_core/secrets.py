@@ -1,6 +1,6 @@
 """Addresses and messages without their secrets: passwords, tokens and signatures.
 
-A secret in an address is used to read what is there. It is never stored, logged or shown.
+A secret in an address is used to read the file. It is never stored, logged or shown.
 """
 
 from __future__ import annotations
@@ -70,11 +70,6 @@ def cleaned(address: str) -> str:
         return address  # elsewhere "?" is a character of a name like others
     mark = f"#{_short_hash('&'.join(sorted(selecting)))}" if selecting else ""
     return f"{parts['base']}{mark}{parts['fragment'] or ''}"
-
-
-def holds_secret(address: str) -> bool:
-    """Whether an address says more than may be stored."""
-    return cleaned(address) != address
 
 
 def without_secrets(text: str) -> str:

@@ -50,9 +50,10 @@ from flows.temporary_server import run
 from flows.upkeep import storage, upkeep
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+"""Exit statuses; `STATUSES` says what they mean."""
 
 REASONS_SHOWN = 10
-"""Exit statuses; `STATUSES` says what they mean."""
+"""Reasons that `index` prints, the commonest first; the others are counted together."""
 
 STATUSES = """\
 Exit status: 0, it is done. 1, something failed or is to be done again; the same command goes on
@@ -602,7 +603,7 @@ class _OneSentence(logging.Filter):
 def say_without_secrets(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Print the traceback of an error that nobody expected; libraries quote whole addresses."""
+    """Print the traceback of an unexpected error; libraries quote whole addresses in theirs."""
     sys.stderr.write(without_secrets("".join(traceback.format_exception(kind, error, trace))))
 
 

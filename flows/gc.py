@@ -21,7 +21,7 @@ SHOWN = 500
 def gc(parameters: GcParameters) -> dict[str, Any]:
     """List attempts that no result names, half-written files and records of repaired units.
 
-    They are removed if told to.
+    They are removed only with `delete`.
     """
     opened = current_root(parameters.root)
     age, delete = seconds_of(parameters.older_than), parameters.delete

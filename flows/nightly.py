@@ -130,8 +130,9 @@ def new_listing(parameters: NightlyParameters, last: Manifest | None) -> Listing
     """
 
     def listed(split: str) -> Listing:
-        p = parameters
-        return listing(p.root, p.dataset, p.recipe, split, p.allow)
+        return listing(
+            parameters.root, parameters.dataset, parameters.recipe, split, parameters.allow
+        )
 
     found = listed(MINED)
     if last is None:

@@ -34,7 +34,7 @@ MERGED_FROM = 3
 """Times as many k-means groups as clusters, where merging is studied and nobody says."""
 
 NO_SECRET = r"^(?!(?!github:).*//[^/?#]*:[^/?#]*@)(?!(https?|s3a?)://[^/?#]*@)(?!https?://.*\?)"
-"""What an address must match for a Prefect server to store it: no password, key, token or query."""
+"""Pattern of addresses that a Prefect server may store: no password, key, token or query."""
 
 
 def without_secret(address: str, info: ValidationInfo) -> str:
@@ -76,8 +76,8 @@ MaxImageMb: TypeAlias = Annotated[
 DOERSCH, CLIP, CLASSIFIER, RANDOM = BASELINES = ("doersch", "clip", "classifier", "random")
 """Other ways to find what is typical."""
 
-FAST, REFERENCE = "fast", "reference"
-"""How the detectors of Doersch et al. are trained."""
+REFERENCE = "reference"
+"""Trains the detectors of Doersch et al. as the released code does."""
 
 
 class IndexParameters(BaseModel):
@@ -123,7 +123,7 @@ class IndexParameters(BaseModel):
 
     @property
     def reached(self) -> tuple[str, ...]:
-        """The places that runs which read the dataset's images for this one are allowed."""
+        """The places that this run's child runs may read images from."""
         return (*reached_by(self.dataset), *self.allow)
 
     def chosen_recipe(self) -> Recipe:
@@ -139,7 +139,7 @@ class Settings:
     prompts: PromptTemplate
     """Of typicality and DIFT."""
     training_prompts: PromptTemplate
-    """Of finetuning: another pair only with `--prompts official`."""
+    """Prompts of finetuning; they differ from `prompts` only with `--prompts official`."""
     size: int | None
     null_share: float
     t_range: tuple[float, float]

@@ -292,9 +292,7 @@ def is_loopback(host: str) -> bool:
 def serve(url: str, host: str, port: int) -> None:
     """Serve the root until interrupted; its address is printed first. InputError if it cannot."""
     root, run = run_root(url)
-    dataset = (
-        run.identity.get("dataset", root.url).rstrip("/*").rpartition("/")[2].replace("_", " ")
-    )
+    dataset = run.identity.get("dataset", root.url).rstrip("/*").rpartition("/")[2]
     hosts = sorted({*LOCAL_NAMES, host}) if is_loopback(host) else None
     with bound(host, port) as listening:
         at = listening.getsockname()[1]

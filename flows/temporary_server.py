@@ -1,7 +1,7 @@
-"""Prefect's temporary server, which runs for the length of a command where none is given.
+"""Prefect's temporary server, which runs for the length of a command if no server is configured.
 
-Prefect 3.8.8 starts one that ends at its start again and again, for ever and without a word. Here
-it is started first, and its failure is one sentence.
+If it exits while starting, Prefect 3.8.8 silently starts it again, forever. Here it is started
+before the flow, and its failure is one sentence.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def start() -> None:
 
 
 class _ErrorOutput(Thread):
-    """What the server says: kept while it starts, passed on to our error output afterwards."""
+    """The server's error output: kept while it starts, forwarded to ours afterwards."""
 
     def __init__(self, pipe: IO[str]) -> None:
         super().__init__(name="temporary server", daemon=True)
@@ -91,7 +91,7 @@ class _ErrorOutput(Thread):
                         self._lines.append(line)
 
     def forward(self) -> None:
-        """Pass on what has come, and what comes."""
+        """Forward the lines kept so far, and all later ones."""
         with self._lock:
             sys.stderr.writelines(self._lines)
             self._lines.clear()

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from diffmining_core.images import shards
 from diffmining_core.images.shard_image import ShardImage
-from diffmining_core.images.shards import FoundImage, KeptShard, KnownShard
+from diffmining_core.images.shards import FoundImage, IndexPlan, KeptShard, KnownShard
 from diffmining_core.images.sources import open_source
 from diffmining_core.images.tally import Reason, Tally
 from diffmining_core.recipes import TRAIN, Recipe, load_recipe, plain_recipe
@@ -108,8 +108,8 @@ def index(
     """Index what is new in a split of the dataset; the last unit says which shards it now has.
 
     recipe: its name or path. allow: places beside the dataset's own that it may reach. Nothing is
-    read where nothing has changed. A shard with too many bad
-    images stops no other; the first such is raised in the end.
+    read if nothing has changed. A shard with too many bad images stops no other; the first such
+    error is raised at the end.
     """
     opened = open_root(root)
     chosen = load_recipe(recipe) if recipe else plain_recipe()
@@ -121,6 +121,26 @@ def index(
         return [Done(unit.stage, unit.key, False, manifest.seconds, dict(manifest.counts))]
 
     plan = source.plan(known_shards(opened, stage), shard_rows)
+    done = _index_new(root, stage, plan, known, max_bad_share)
+    kept = [*plan.keep, *(KeptShard(unit.key, ()) for unit in done)]
+    for place, shard in enumerate(kept):
+        if shard.corrected:
+            unit = corrected_unit(shard, stage)
+            done.append(fill(root, unit, partial(_write_corrected, opened, stage, shard)))
+            kept[place] = KeptShard(unit.key, shard.dropped)
+    plan_stage(opened, stage, [shard.key for shard in kept])
+    # Another process may have indexed some between the listing and the reading: those are kept too.
+    unit = dataset_unit(source.digest, known | {shard.key for shard in kept}, stage)
+    plan_stage(opened, unit.stage, [unit.key])
+    write = partial(_write_dataset, opened, stage, kept, plan.left_out)
+    return [*done, fill(root, unit, write)]
+
+
+def _index_new(
+    root: str, stage: str, plan: IndexPlan, known: set[str], max_bad_share: float
+) -> list[Done]:
+    """Read, check and publish the new shards of a plan; `known`: keys of those indexed already."""
+    opened = open_root(root)
     done: list[Done] = []
     failures = Failures()
     publishing: deque[tuple[Unit, Future[Done]]] = deque()
@@ -152,18 +172,7 @@ def index(
         while publishing:
             settle()
     failures.raise_for(len(done) + len(failures))
-    kept = [*plan.keep, *(KeptShard(unit.key, ()) for unit in done)]
-    for place, shard in enumerate(kept):
-        if shard.corrected:
-            unit = corrected_unit(shard, stage)
-            done.append(fill(root, unit, partial(_write_corrected, opened, stage, shard)))
-            kept[place] = KeptShard(unit.key, shard.dropped)
-    plan_stage(opened, stage, [shard.key for shard in kept])
-    # Another process may have indexed some between the listing and the reading: those are kept too.
-    unit = dataset_unit(source.digest, known | {shard.key for shard in kept}, stage)
-    plan_stage(opened, unit.stage, [unit.key])
-    write = partial(_write_dataset, opened, stage, kept, plan.left_out)
-    return [*done, fill(root, unit, write)]
+    return done
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
+
+from running_server import running_server
 
 
 @dataclass
@@ -53,11 +54,5 @@ def guarded_images(guarded: Guarded) -> Iterator[Guarded]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     guarded.host = f"127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with running_server(server):
         yield guarded
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

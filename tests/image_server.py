@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from running_server import running_server
 from written_images import photo
 
 PHOTO = photo(1)
@@ -119,11 +120,8 @@ def image_server(certificate: Path | None = None) -> Iterator[ImageServer]:
             server.socket, server_side=True, do_handshake_on_connect=False
         )
         server.scheme = "https"
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.ended.set()
-        server.shutdown()
-        server.server_close()
+    with running_server(server):
+        try:
+            yield server
+        finally:
+            server.ended.set()

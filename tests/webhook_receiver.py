@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from running_server import running_server
 
 
 @dataclass
@@ -47,11 +48,5 @@ def webhook_receiver(path: str = "/services/T0/B0/a-secret") -> Iterator[Receive
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     receiver.url = f"http://127.0.0.1:{server.server_port}{path}"
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-    thread.start()
-    try:
+    with running_server(server):
         yield receiver
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()

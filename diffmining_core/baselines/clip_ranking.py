@@ -25,7 +25,7 @@ from diffmining_core.errors import InputError
 from diffmining_core.features.dift import patch_features
 from diffmining_core.models.fetching import first_line
 from diffmining_core.models.files import chosen_weights
-from diffmining_core.models.pipelines import quiet_libraries
+from diffmining_core.models.quiet import quiet_libraries
 from diffmining_core.patches.scoring import bilinear_weights
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)

@@ -37,16 +37,16 @@ WORKING = 128
 """Highest-scored negatives that an SVM is solved with before the others are checked."""
 _ROWS, _DETECTORS = 4096, 256  # in one product of scores
 TOLERANCE = 1e-5
-"""Of the SVM's margins; the default, 1e-3, leaves a tenth of a weight undecided."""
+"""The SVM's stopping tolerance; the default, 1e-3, leaves a tenth of a weight undecided."""
 
 Halves = npt.NDArray[np.float16]
 """Descriptors [n, d]; half precision loses nothing of them."""
 
 
 def third(grid: Place, image_id: str, round_: int, seed: int) -> Numbers:
-    """The windows of an image, of a grid of so many down and across, that a round sees: ascending.
+    """The numbers, ascending, of the windows of an image that a round sees.
 
-    The rounds' windows are disjoint and together all of them.
+    grid: windows down and across. The rounds' thirds are disjoint and cover all windows.
     """
     total = window_count(grid)
     order = np.random.default_rng([image_seed(seed, image_id), ROUNDS]).permutation(total)
@@ -55,7 +55,7 @@ def third(grid: Place, image_id: str, round_: int, seed: int) -> Numbers:
 
 
 def window_count(grid: Place) -> int:
-    """Windows of a grid of so many down and across."""
+    """The number of windows of a grid, given as windows down and across."""
     return max(grid[0], 0) * max(grid[1], 0)
 
 
@@ -64,7 +64,7 @@ def _bounds(total: int, round_: int) -> tuple[int, int]:
 
 
 def negatives_wanted(hard: int, negatives: int = NEGATIVES, least: int = LEAST_NEGATIVES) -> int:
-    """How many random negatives a detector gets that has so many hard ones."""
+    """The number of random negatives of a detector that has `hard` hard ones."""
     return max(negatives - hard, least)
 
 
@@ -91,7 +91,7 @@ def positive_windows(matches: Matches, detector: int) -> list[Window]:
 
 
 @dataclass(frozen=True)
-class Trained:
+class LinearSVM:
     """A linear SVM: weights [d], offset, and the negatives that it scores above 0, by number."""
 
     weights: Floats
@@ -101,14 +101,14 @@ class Trained:
 
 def trained_detectors(
     positives: Sequence[Halves], negatives: Halves, candidates: Sequence[npt.NDArray[np.intp]]
-) -> list[Trained]:
+) -> list[LinearSVM]:
     """The SVM of each detector: its positives [n, d] against some negatives, by number.
 
     Equals `SVC(kernel="linear", C=0.1)` on all of a detector's candidates, to that solver's
     tolerance. It is solved with the highest-scored candidates alone; then all are scored and the
     highest of those within the margin added, until none is missing: the others have no weight.
     """
-    trained: list[Trained] = []
+    trained: list[LinearSVM] = []
     for start in range(0, len(positives), _DETECTORS):
         stop = start + _DETECTORS
         trained += _trained(positives[start:stop], negatives, candidates[start:stop])
@@ -117,11 +117,11 @@ def trained_detectors(
 
 def _trained(
     positives: Sequence[Halves], negatives: Halves, candidates: Sequence[npt.NDArray[np.intp]]
-) -> list[Trained]:
+) -> list[LinearSVM]:
     means = np.stack([one.mean(axis=0, dtype=np.float32) for one in positives])
     closeness = _scores(negatives, means)
     working = [_highest(closeness[mine, at], mine) for at, mine in enumerate(candidates)]
-    done: dict[int, Trained] = {}
+    done: dict[int, LinearSVM] = {}
     while len(done) < len(positives):
         left = [at for at in range(len(positives)) if at not in done]
         solved = [_svm(positives[at], negatives[working[at]]) for at in left]
@@ -136,7 +136,7 @@ def _trained(
                 more = _highest(own[needed], mine[needed])
                 working[at] = np.union1d(working[at], more)
             else:
-                done[at] = Trained(weights, offset, mine[own > 0])
+                done[at] = LinearSVM(weights, offset, mine[own > 0])
     return [done[at] for at in range(len(positives))]
 
 

@@ -31,7 +31,7 @@ SHARD, IMAGE, ROW, COLUMN = range(4)
 """What a place says of a window."""
 
 Numbers = npt.NDArray[np.intp]
-"""Of windows of an image, row by row."""
+"""Numbers of windows in their image, counted row by row."""
 Product = Callable[[Floats], Floats]
 """The scores [windows, detectors] of descriptors [windows, d]."""
 

@@ -26,7 +26,7 @@ from diffmining_core.finetuning.previews import DDIM_STEPS, LABELS_SHOWN
 from diffmining_core.finetuning.sampling import LEAST_TRAINED_PER_HELD_OUT
 from diffmining_core.finetuning.training import accelerated, chosen_precision
 from diffmining_core.finetuning.weights import trainable
-from diffmining_core.models.pipelines import quiet_libraries
+from diffmining_core.models.quiet import quiet_libraries
 
 ASSUMED_FLOPS = 0.4 * 790e12
 """Of one GPU where nothing is measured: an H200's measured bf16 products a second, 40 % reached."""

@@ -34,11 +34,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
 from diffmining_core.errors import ImageError, UnreadableError
 from diffmining_core.images.reach import (
     WEB,
+    check_bytes,
     is_chain,
     is_local,
     local_path,
@@ -58,6 +60,9 @@ TRUST_SECONDS = 10.0
 MAX_ROW_GROUP_BYTES = 256 * 2**20
 """Memory for row groups; the latest is held whatever its size."""
 
+AHEAD = 8 * 2**20
+"""Bytes that are fetched at once from a server's file that is read to its end."""
+
 _OF_THE_FILE = {
     errno.EACCES,
     errno.EPERM,
@@ -69,18 +74,19 @@ _OF_THE_FILE = {
     errno.ENXIO,
     errno.ENODEV,
 }
-"""Numbers of errors that say something of one file; others are the disk's or the machine's."""
+"""Error numbers that concern one file; all others are faults of the disk or the machine."""
 
-_KINDS = {
+_FILE_KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+"""What messages call the types of directory entries that are not regular files."""
 
 _S3_OF_THE_IMAGE = {"InvalidObjectState", "KeyTooLongError", "InvalidURI"}
-"""Of S3's refusals, those that are of one object: it is archived, or its name can be no key."""
+"""S3's error codes about one object: it is archived, or its name cannot be a key."""
 
 _MEMBER = re.compile(r"(?P<file>.+\.tar)#bytes=(?P<start>\d+)-(?P<end>\d+)/[^/]*", re.S | re.I)
 _ROW = re.compile(
@@ -129,10 +135,10 @@ def archive_place(uri: str) -> Member | Row | None:
 def read_bytes(uri: str) -> bytes:
     """The bytes at an address; safe to call from many threads.
 
-    Whatever is wrong with this image alone is a FileNotFoundError or an ImageError: it is gone, too
-    large, no file, closed to us, its host does not serve it, or its tar or Parquet file is there
-    without it. Faults of the storage raise what `explained` does. Rows of a Parquet file are best
-    read in order: its row groups are kept in memory for a while.
+    Faults of this image alone raise FileNotFoundError or ImageError: it is missing, too large, not
+    a regular file or not permitted, its host does not serve it, or its tar or Parquet file exists
+    without it. Faults of the storage raise what `explained` does. Read the rows of a Parquet file
+    in order: its row groups are cached for a while.
     """
     place = archive_place(uri)
     with explained(uri):
@@ -174,6 +180,11 @@ def current_fingerprint(file: str) -> str:
     return version
 
 
+def url_of(fs: Any, path: str) -> str:
+    """The address of a path in a file system: itself on this machine, else a URL."""
+    return path if isinstance(fs, LocalFileSystem) else str(fs.unstrip_protocol(path))
+
+
 def _own_name(name: str) -> str:
     return _ODD.sub("_", PurePosixPath(name).name)[-100:] or "image"
 
@@ -188,7 +199,7 @@ def _file_bytes(uri: str) -> bytes:
     if "s3" not in fs.protocol:
         size = fs.size(path)
         if size is not None:
-            _check_limit(size)
+            check_bytes(size)
         return bytes(fs.cat_file(path))
     try:
         data = bytes(fs.cat_file(path, start=0, end=limit + 1))
@@ -198,7 +209,7 @@ def _file_bytes(uri: str) -> bytes:
         if s3_code(error) in _S3_OF_THE_IMAGE:
             raise UnreadableError(f"S3 answers {s3_code(error)}") from error
         raise
-    _check_limit(len(data))
+    check_bytes(len(data))
     return data
 
 
@@ -219,7 +230,7 @@ def _local_bytes(path: str, start: int = 0, end: int | None = None) -> bytes:
             status = os.fstat(file.fileno())
             _check_regular(status)
             size = (status.st_size if end is None else min(status.st_size, end)) - start
-            _check_limit(size)
+            check_bytes(size)
             file.seek(start)
             # One byte more shows that a file is growing.
             return file.read(max(0, size) + (end is None))
@@ -237,24 +248,23 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 
 
+def not_a_file(status: os.stat_result) -> str | None:
+    """Why an entry of a local folder is never opened; None for a regular file."""
+    if stat.S_ISREG(status.st_mode):
+        return None
+    kind = _FILE_KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+    return f"it is {kind}, not a file"
+
+
 def _check_regular(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
-        raise UnreadableError(f"it is {kind}, not a file")
-
-
-def _check_limit(size: int) -> None:
-    limit = max_image_bytes()
-    if size > limit:
-        raise UnreadableError(
-            f"its file is over {limit // 10**6} MB; --max-image-mb allows larger ones"
-        )
+    if fault := not_a_file(status):
+        raise UnreadableError(fault)
 
 
 def _member_bytes(place: Member) -> bytes:
     if place.start == place.end:
         return b""  # S3 has no empty ranges
-    _check_limit(place.end - place.start)
+    check_bytes(place.end - place.start)
     if is_local(place.file):
         data = _local_bytes(local_path(place.file), place.start, place.end)
     elif scheme_of(place.file) in WEB:
@@ -357,7 +367,7 @@ def _row_bytes(place: Row) -> bytes:
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
         raise ImageError(f"row {place.row} of {place.file} holds no image")
-    _check_limit(len(data))
+    check_bytes(len(data))
     return data
 
 
@@ -369,7 +379,7 @@ def _check_row_group(place: Row, group: pq.RowGroupMetaData) -> None:
         for column in columns
         if column.path_in_schema.split(".")[0] == place.column
     )
-    _check_limit(size // max(1, group.num_rows))
+    check_bytes(size // max(1, group.num_rows))
 
 
 def _read_row_group(place: Row, metadata: pq.FileMetaData, group: int) -> pa.ChunkedArray:

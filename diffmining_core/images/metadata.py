@@ -1,4 +1,4 @@
-"""What an image file holds beside its pixels: read where pixels depend on it, else passed over."""
+"""Metadata in image files: read where pixels depend on them, else skipped."""
 
 from __future__ import annotations
 

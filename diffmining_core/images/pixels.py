@@ -32,7 +32,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "JPEG2000", "AVIF", "HEI
 """The formats of Pillow that are read: photos, which need no other program. MPO counts as JPEG."""
 
 SCALED_BITS = "scaled_bits"
-"""In `info` of a decoded image: its greys filled so many bits of 16, and were scaled by those."""
+"""Key in a decoded image's `info`: the bits of grey, fewer than 16, by which it was scaled."""
 
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits of grey that instruments write into 16-bit files."""
@@ -46,7 +46,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image upright, by its EXIF orientation."""
+"""The transposition that turns an image upright, by EXIF orientation."""
 
 _BITS_PER_SAMPLE, _WHITE_OR_BLACK, _MAX_SAMPLE_VALUE, _SUBFILE = 258, 262, 281, 254
 _DNG_VERSION = 50706
@@ -90,9 +90,9 @@ def original_square(
 def decode_rgb(data: bytes) -> Image.Image:
     """The whole image, upright, in RGB; transparent parts over white, 16-bit greys as 8-bit.
 
-    Greys that fill 8, 10, 12 or 14 bits of 16 are scaled by these, which `info` then tells under
-    SCALED_BITS. ImageError with the reason if the bytes are no image that can be read to its end.
-    Colour profiles are not applied.
+    Greys that fill 8, 10, 12 or 14 bits of 16 are scaled by these; `info[SCALED_BITS]` says so.
+    ImageError with the reason if the bytes are no image that can be read to its end. Colour
+    profiles are not applied.
     """
 
     def decoded(image: Image.Image) -> Image.Image:
@@ -169,7 +169,7 @@ def _multiple(side: int) -> int:
 
 
 def _read(data: bytes, read: Callable[[Image.Image], T]) -> T:
-    """What `read` makes of the image, without its metadata if they are in the way."""
+    """The result of `read` on the image; tried again without metadata if that fails."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return read(image)
@@ -216,7 +216,7 @@ def _grey(image: Image.Image, data: bytes) -> Image.Image:
     values = values.astype(np.uint16)  # native byte order
     bits = _range_bits(values, _told_bits(image, data))
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_WHITE_OR_BLACK) == 0:
-        values = (1 << bits) - 1 - values  # white is 0, which Pillow heeds at 8 bits only
+        values = (1 << bits) - 1 - values  # white is 0, which Pillow applies at 8 bits only
     shown = Image.fromarray((values >> (bits - 8)).astype(np.uint8)).convert("RGB")
     if bits < 16:
         shown.info[SCALED_BITS] = bits
@@ -224,7 +224,7 @@ def _grey(image: Image.Image, data: bytes) -> Image.Image:
 
 
 def _range_bits(values: npt.NDArray[np.uint16], told: int | None) -> int:
-    """How many bits the values fill: as the file tells unless they are over it, else as they are.
+    """The bits that the values fill: those the file states if the values fit, else the fewest.
 
     Values that are whole bytes in the upper half, or in both, were 8-bit ones of the full range.
     """
@@ -237,7 +237,7 @@ def _range_bits(values: npt.NDArray[np.uint16], told: int | None) -> int:
 
 
 def _told_bits(image: Image.Image, data: bytes) -> int | None:
-    """The bits of grey that a file tells of itself; None where it does not."""
+    """The bits of grey that a file states; None if it does not."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         if top := image.tag_v2.get(_MAX_SAMPLE_VALUE):
             return int(top[0] if isinstance(top, tuple) else top).bit_length()
@@ -282,7 +282,7 @@ def _reason(error: Exception, data: bytes) -> str:
 
 
 def _format_of(data: bytes) -> str | None:
-    """The format that a file's first bytes tell; it is not opened."""
+    """The format that a file's first bytes indicate; the file is not decoded."""
     Image.init()
     for name in Image.ID:
         accepts = Image.OPEN[name][1]

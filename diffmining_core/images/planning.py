@@ -332,7 +332,7 @@ class PartSource:
         return plan_parts(self.parts, known, shard_rows, self.images_of)
 
     def images_of(self, part: Part, left_out: Tally) -> Iterator[FoundImage]:
-        """The images of one part, in its order; `left_out` is told of what else is in it."""
+        """The images of one part, in its order; what else is in it is added to `left_out`."""
         raise NotImplementedError
 
 
@@ -345,8 +345,8 @@ def plan_parts(
     """Keep the shards of parts that are unchanged; cut each new part, in its own order.
 
     A part is opened only if the known shards do not make up the whole of it. One that cannot be
-    read stops no other: going through `new` raises InputError in the end. What a part's images
-    leave out is told with its last shard, or in the plan's tally if it has none.
+    read stops no other: iterating `new` raises InputError at the end. What is left out of a part is
+    counted with its last shard, or in the plan's tally if it has none.
     """
     pieces: dict[Part, list[tuple[Piece, str]]] = {part: [] for part in parts}
     for shard in known:

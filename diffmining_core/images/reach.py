@@ -1,6 +1,6 @@
 """Where the addresses of images may lead.
 
-A dataset reaches its own place and what lies below it, and the places that its user allows. A place
+A dataset reaches its own place, everything below it, and the places that its user allows. A place
 is a folder, or an address such as `s3://bucket/prefix/` or `https://cdn.example/photos/`; `https://`
 alone is every public host. An address on this machine or on a private network is only reached where
 that very host and port is allowed, and so is a name that resolves to one.
@@ -30,13 +30,13 @@ from fsspec.implementations.local import LocalFileSystem
 from urllib3.exceptions import LocationParseError
 from urllib3.util import Url, parse_url
 
-from diffmining_core.errors import InputError
+from diffmining_core.errors import InputError, UnreadableError
 
 ALLOW = "DIFFMINING_ALLOW"
 """Environment variable with places that every dataset may reach on this machine: a JSON list."""
 
 ALSO, MAX_IMAGE_MB = "DIFFMINING_ALLOW_HERE", "DIFFMINING_MAX_IMAGE_MB"
-"""What the flows of this process were given, for it and its children: set by `set_reach`."""
+"""Environment variables with the options of this process's flows, for its children too."""
 
 DEFAULT_MAX_IMAGE_MB = 512
 
@@ -121,11 +121,15 @@ def web_url(uri: str) -> Url:
 def authority_of(url: Url) -> str:
     """Host and port as they are compared: numeric hosts in their one usual spelling."""
     host = str(url.host).strip("[]").rstrip(".").lower()
-    port = url.port or _PORTS[str(url.scheme)]
     address = _numeric(host)
     if address is not None:
         host = f"[{address}]" if address.version == 6 else str(address)
-    return f"{host}:{port}"
+    return f"{host}:{port_of(url)}"
+
+
+def port_of(url: Url) -> int:
+    """The port of a web address, its scheme's own if it names none."""
+    return url.port or _PORTS[str(url.scheme)]
 
 
 def place_of(uri: str) -> Place:
@@ -180,7 +184,7 @@ def own_place(dataset: str) -> str:
 
 
 class Reach:
-    """What a dataset may reach: `own`, the folder it is in, and the places that are allowed."""
+    """The places that a dataset may reach: `own`, the folder it is in, and those allowed."""
 
     def __init__(self, own: str, allow: Iterable[str] = ()) -> None:
         self.allow = tuple(sorted({*allow, *allowed_everywhere()}))
@@ -255,6 +259,15 @@ def max_image_bytes() -> int:
         return int(text) * 10**6
     except ValueError as error:
         raise InputError(f"{MAX_IMAGE_MB} should be a whole number, but is {text!r}") from error
+
+
+def check_bytes(size: int) -> None:
+    """UnreadableError if an image's file has more bytes than one may have."""
+    limit = max_image_bytes()
+    if size > limit:
+        raise UnreadableError(
+            f"its file is over {limit // 10**6} MB; --max-image-mb allows larger ones"
+        )
 
 
 def set_reach(allow: Sequence[str], max_image_mb: int) -> None:
@@ -337,7 +350,7 @@ def advice(reasons: Iterable[str]) -> str:
 
 
 def _gathered(counts: Counter[str]) -> Counter[str]:
-    """The counts by the folders above, but for hosts, buckets and folders at the top."""
+    """The counts by parent folder; hosts, buckets and top-level folders stay as they are."""
     wider: Counter[str] = Counter()
     for place, count in counts.items():
         above = place.rstrip("/").rpartition("/")[0] + "/"

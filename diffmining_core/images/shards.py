@@ -56,10 +56,10 @@ LARGE = 20_000_000
 """Pixels (80 MB decoded, some times that while converted) from which only one thread decodes."""
 
 KEPT_FILE, KEPT_COLUMN = "images.parquet", "image"
-"""Where a shard keeps images of its own."""
+"""The file, in a shard's unit, with the images whose addresses hold secrets, and its column."""
 
 KEPT_GROUP_BYTES = 4 * 2**20
-"""Of images in a row group of that file: what is held in memory, and read for one image."""
+"""Bytes of a row group of that file: held in memory, and read for each image."""
 
 SHARD_SCHEMA = pa.schema(
     [
@@ -176,7 +176,7 @@ class KeptShard:
 class NewShard:
     """Images to be indexed as one shard; `part` says which piece of which file of the source.
 
-    left_out: what else that file holds, told with its last piece.
+    left_out: what else that file holds, given with its last piece.
     """
 
     part: str | None
@@ -189,8 +189,8 @@ class IndexPlan:
     """Which known shards hold, and the new ones, to be gone through once.
 
     images: how many rows the new ones have together, None where only reading them all would tell.
-    left_out: what the source has that is no part of the dataset, but for what the new shards tell;
-    complete once `new` has been gone through.
+    left_out: what is no part of the dataset, except what the new shards count themselves; complete
+    once `new` is exhausted.
     """
 
     keep: list[KeptShard]

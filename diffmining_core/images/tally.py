@@ -1,4 +1,4 @@
-"""How many rows of a dataset share a reason, and which: nothing goes missing without a word."""
+"""Counts, by reason, of the rows of a dataset that are not used, with the first names of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMED = 3
 
 
 class Reason(TypedDict):
-    """How many rows have a reason, and the names of the first of them."""
+    """The number of rows with a reason, and the names of the first few."""
 
     count: int
     names: list[str]
@@ -31,7 +31,7 @@ class Tally:
     names: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, reason: str, *names: str, count: int = 1) -> None:
-        """Count so many more rows under a reason; `names` are theirs, as far as they are known."""
+        """Count `count` more rows under a reason; names: theirs, as far as they are known."""
         self.counts[reason] += count
         kept = self.names.setdefault(reason, [])
         kept.extend(without_secrets(name) for name in names[: NAMED - len(kept)])

@@ -41,11 +41,12 @@ from diffmining_core.images.reach import (
     Address,
     allowed_places,
     authority_of,
+    check_bytes,
     is_localhost,
     is_private,
-    max_image_bytes,
     place_of,
     place_to_allow,
+    port_of,
     web_url,
 )
 
@@ -121,7 +122,7 @@ _pools.pool_classes_by_scheme = {"http": _Pool, "https": _PoolOverTLS}
 
 @dataclass
 class Host:
-    """What is known of a host and port. resolved: its addresses, and time.monotonic() then."""
+    """The state of a host and port. resolved: its addresses, and time.monotonic() then."""
 
     resolved: tuple[list[str], float] | None = None
     paused_until: float = 0.0
@@ -181,7 +182,7 @@ def _host(url: Url) -> Host:
 
 
 def _wait_for(url: Url, deadline: float) -> None:
-    """Wait as long as the host asked for, whichever image it said so of."""
+    """Wait as long as the host asked for, for this image or another."""
     host, now = _host(url), time.monotonic()
     if host.gone_until > now:
         raise UnreadableError(host.gone_because)
@@ -247,10 +248,10 @@ def _netloc(url: Url) -> str:
 
 
 def _checked_address(url: Url) -> str:
-    """The IP address to connect to; UnreadableError if one of the host's is not everybody's.
+    """The IP address to connect to; UnreadableError if one is private and not allowed.
 
-    A private one must be allowed by itself, so that a name cannot be turned to one. One that is
-    written into the address was allowed with it.
+    Allowing a name does not allow a private address that it resolves to: whoever controls the name
+    could point it there. A private address written into the URL itself is allowed with it.
     """
     host = _host(url)
     now = time.monotonic()
@@ -265,9 +266,8 @@ def _checked_address(url: Url) -> str:
 
 
 def _resolved(url: Url) -> list[str]:
-    port = url.port or (443 if url.scheme == "https" else 80)
     try:
-        found = socket.getaddrinfo(_name(url), port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(_name(url), port_of(url), type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) == socket.EAI_AGAIN:
             raise _PassingError(url, "cannot be resolved now", is_gone=True) from error
@@ -294,7 +294,7 @@ def _ip(address: str) -> Address:
 
 
 def _may_reach(url: Url, address: str) -> bool:
-    """Whether this private address is allowed, or, of this machine's own name, that name is."""
+    """Whether this private address is allowed; for `localhost` its name may be, instead."""
     host = _name(url) if is_localhost(_name(url).lower()) else _shown(address)
     wanted = place_of(f"{url.scheme}://{host}{_port(url)}{url.path or '/'}")
     return any(place_of(place).holds(wanted) for place in allowed_places())
@@ -358,15 +358,11 @@ def _body(response: Any, url: Url, part: tuple[int | None, int | None], deadline
         raise _PassingError(url, f"answers {_status(status)}", wait)
     if status not in ((206,) if part[1] is not None else (200, 203)):
         raise UnreadableError(f"{url.host} answers {_status(status)}")
-    limit = max_image_bytes()
     data = bytearray()
     try:
         while block := response.read1(BLOCK, decode_content=True):
             data += block
-            if len(data) > limit:
-                raise UnreadableError(
-                    f"its file is over {limit // 10**6} MB; --max-image-mb allows larger ones"
-                )
+            check_bytes(len(data))
             if time.monotonic() > deadline:
                 raise _PassingError(
                     url, f"did not send all of it in {DEADLINE_SECONDS:.0f} seconds"

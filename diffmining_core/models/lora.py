@@ -2,7 +2,7 @@
 
 In: a safetensors file and a UNet. Out: the UNet with the weights that diffusers' own
 `load_lora_weights` and `fuse_lora` give. diffusers and peft read the file and choose the scale of
-each layer; a file of which they would drop or misread a part is refused.
+each layer; a file that they would partly drop or misread is refused.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from peft import LoraConfig
 from safetensors import SafetensorError, safe_open
 
 from diffmining_core.errors import InputError
-from diffmining_core.models.pipelines import quiet_libraries
+from diffmining_core.models.quiet import quiet_libraries
 
 UNET = "unet."
 ADAPTER = "merged"
@@ -64,7 +64,7 @@ _IDLE_SETTINGS = {
 """Settings in a header that do not affect the merged weights."""
 
 _PLAIN_STARTS = (True, False, None, "gaussian")
-"""`init_lora_weights` of which the file's weights replace all; others change the base's too."""
+"""Values of `init_lora_weights` that leave the base's weights alone; others change these too."""
 
 
 def check_lora_file(path: Path, name: str, unet_config: Mapping[str, Any]) -> None:
@@ -175,7 +175,7 @@ def _check_header(header: Any, alphas: Mapping[str, float] | None, name: str) ->
 def _check_complete(
     unet: UNet2DConditionModel, state: Mapping[str, torch.Tensor], name: str
 ) -> None:
-    """Refuse a file of which a weight found no place, or that lacks one of a pair."""
+    """Refuse a file with a weight that fits nowhere, or without one of a pair."""
     given = {key.removeprefix(UNET).removesuffix(".weight") for key in _peft_keys(state)}
     there = {
         key.replace(f".{ADAPTER}", "").removesuffix(".weight")
@@ -219,7 +219,7 @@ def _peft_keys(named: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _silent_libraries() -> Iterator[None]:
-    """What diffusers and peft warn of and log about a file is checked here, and refused if bad."""
+    """Without what diffusers and peft warn about or log: files are checked and refused here."""
     with quiet_libraries(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         diffusers.utils.logging.set_verbosity(logging.CRITICAL)

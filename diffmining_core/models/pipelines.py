@@ -7,18 +7,15 @@ package. Goes out: a `Pipeline` whose methods embed prompts, encode images and p
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import diffusers
 import numpy as np
 import numpy.typing as npt
 import torch
-import transformers
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -33,6 +30,7 @@ from diffmining_core.models.files import (
     find_model,
     model_digest,
 )
+from diffmining_core.models.quiet import quiet_libraries
 
 _COUNTING = Lock()
 
@@ -313,15 +311,3 @@ def _loaded(files: ModelFiles, component: str, loader: Any, **options: Any) -> A
             f"safetensors weights ({first_line(error)}); give a Stable Diffusion pipeline "
             "saved by diffusers with safe_serialization=True."
         ) from error
-
-
-@contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Their bars stand between ours, and they warn of weights and settings that are not needed."""
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    with ExitStack() as restored:
-        for library in (diffusers.utils.logging, transformers.utils.logging):
-            restored.callback(library.set_verbosity, library.get_verbosity())
-            library.set_verbosity_error()
-        yield

@@ -1,8 +1,8 @@
 """Which files of a root a browser may have: the published pages and what these lead to.
 
 In: a root and a path as a browser asks for it. Out: the file, its type and how long it stays as it
-is. Of all else at the root (manifests, maps, models, what an attempt left behind) nothing is told,
-and no link is followed out of it.
+is. Everything else at the root (manifests, maps, models, what an attempt left behind) counts as
+missing, and no link is followed out of it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Texts for browsers and logs, without the folders of this machine."""
+"""Texts for browsers, logs and published pages, without the folders of this machine."""
 
 from __future__ import annotations
 
 import re
 
-_PART = r"[^\s/'\"<>|:;,()\[\]{}]+"
-_ABSOLUTE = re.compile(rf"(?:file://|(?<![\w:/.~-]))(?:/{_PART})*/({_PART})")
+_PART = r"[^/\s'\"<>|]+"
+_ABSOLUTE = re.compile(rf"(?:file://|(?<![\w:/.~*-]))(?:/{_PART})*/(?P<name>{_PART})/?")
+"""An absolute path, as far as it has no blanks."""
 
 
 def without_folders(text: str) -> str:
@@ -14,4 +15,4 @@ def without_folders(text: str) -> str:
     >>> without_folders("/home/ada/mined/index.html is missing; see https://a.example/b/c")
     'index.html is missing; see https://a.example/b/c'
     """
-    return _ABSOLUTE.sub(r"\1", text)
+    return _ABSOLUTE.sub(r"\g<name>", text)

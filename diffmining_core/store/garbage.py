@@ -171,7 +171,7 @@ def _failures(root: Root, stage: str) -> Iterator[Garbage]:
 
 
 def _half_written(root: Root) -> Iterator[Garbage]:
-    """What a process that was killed has not finished writing, or has not removed again."""
+    """Files that a killed process did not finish writing or did not remove."""
     for folder in _written_folders(root):
         for e in root.entries(folder):
             rel = f"{folder}/{e.name}" if folder else e.name

@@ -38,8 +38,8 @@ BLOCK = 16 * 2**20
 _S3 = ("s3://", "s3a://")
 
 PROTOCOLS = {None, "file", "local", "memory", "s3", "s3a"}
-"""Of addresses that can keep results: a file can be created there only where there is none, so that
-of several runs exactly one publishes a unit. Other protocols lack that, or nobody has tried it."""
+"""Protocols that can keep results: they create a file only if there is none, so that exactly one of
+several runs publishes a unit. Others cannot do that, or have not been tried."""
 
 S3_TRIES = 8
 """Of a request to S3. Where one in twenty fails, one in 25 billion is given up; a server that is

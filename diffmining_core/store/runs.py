@@ -22,7 +22,7 @@ from diffmining_core.store.units import canonical_json
 
 RUN_FILE = "run.json"
 RUN_FORMAT = 2
-"""Of the results as this version stores them; raised where older ones could be misread."""
+"""The format in which this version stores results; raised when older ones could be misread."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from running_server import running_server
 from stored import manifests
 from written_images import image_table, tar_of
 
@@ -170,8 +170,8 @@ def test_images_on_the_web_are_mined_where_they_are_allowed(
 ) -> None:
     monkeypatch.setenv(ALSO, "")
     serve_photos = partial(QuietFiles, directory=str(images[0].parents[1]))
-    with ThreadingHTTPServer(("127.0.0.1", 0), serve_photos) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), serve_photos)
+    with running_server(server):
         place = f"http://127.0.0.1:{server.server_port}/"
         lines = [f"{place}{path.parent.name}/{path.name},{path.parent.name}\n" for path in images]
         manifest = tmp_path / "photos.csv"

@@ -21,7 +21,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import glob_translate
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.addresses import fingerprint
+from diffmining_core.images.addresses import fingerprint, url_of
 from diffmining_core.images.planning import Part
 from diffmining_core.images.reach import Reach, advice, own_place
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
@@ -77,10 +77,6 @@ class _Place:
     path: str
     url: str
 
-    def url_of(self, path: str) -> str:
-        """The address of a path of the same file system."""
-        return path if isinstance(self.fs, LocalFileSystem) else str(self.fs.unstrip_protocol(path))
-
 
 def canonical_url(url: str) -> str:
     """The one form of a dataset's address: an absolute local path, or a URL without a last slash.
@@ -93,8 +89,8 @@ def canonical_url(url: str) -> str:
 def open_source(url: str, layout: Layout | None = None, allow: Sequence[str] = ()) -> Source:
     """The dataset at a local path, an fsspec URL or a pattern of them.
 
-    Its kind is told by what is there, or is as the layout says. allow: places that it may reach,
-    beside its own. InputError if nothing is there, or nothing that is a dataset.
+    The layout names its kind; without one, its files do. allow: places that it may reach beside its
+    own. InputError if nothing is there, or nothing that is a dataset.
     """
     place = _place(url)
     with explained(place.url):
@@ -104,7 +100,10 @@ def open_source(url: str, layout: Layout | None = None, allow: Sequence[str] = (
         if layout is None:
             return source
         if not isinstance(source, TarSource):
-            raise InputError(f"dataset {place.url}: its recipe reads tars, but these are none")
+            raise InputError(
+                f"dataset {place.url}: its recipe reads tars, but these are none; give tars, or "
+                "leave the recipe out"
+            )
         return TarSource(source.url, source.parts, layout)
 
 
@@ -126,7 +125,7 @@ def check_source(url: str, layout: Layout | None = None, allow: Sequence[str] = 
 
 
 def check_apart(url: str, root: str) -> None:
-    """InputError if a root lies where the dataset's images are looked for.
+    """InputError if a root is in its dataset.
 
     The pictures that a run writes would be images of the next one.
     """
@@ -168,8 +167,7 @@ def _place(url: str) -> _Place:
         ) from error
     if isinstance(fs, LocalFileSystem):
         path = os.path.normpath(path)
-        return _Place(fs, path, path)
-    return _Place(fs, path, fs.unstrip_protocol(path))
+    return _Place(fs, path, url_of(fs, path))
 
 
 def _source_as_found(place: _Place, allow: Sequence[str]) -> Source:
@@ -261,7 +259,7 @@ def _source_of_files(place: _Place, infos: Sequence[dict[str, Any]], reach: Reac
     if len(suffixes) > 1 or not suffixes <= set(PART_SUFFIXES):
         names = ", ".join(sorted(suffix or "none" for suffix in suffixes))
         raise InputError(f"dataset {place.url}: files ending in {names} are no dataset; {WANTED}")
-    parts = [Part(place.url_of(info["name"]), fingerprint(info)) for info in infos]
+    parts = [Part(url_of(place.fs, info["name"]), fingerprint(info)) for info in infos]
     parts.sort(key=lambda part: part.url)
     (suffix,) = suffixes
     if suffix == ".tar":
@@ -272,7 +270,7 @@ def _source_of_files(place: _Place, infos: Sequence[dict[str, Any]], reach: Reac
 
 
 def _suffix(info: dict[str, Any]) -> str:
-    """How a file's name ends, in small letters; a packed table as if it were not."""
+    """The suffix of a file's name in lower case, of a table without `.gz`."""
     if info["type"] != "file":
         return ""
     inner = table_suffix(info["name"])

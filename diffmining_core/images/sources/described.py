@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from fsspec.core import has_magic
-from fsspec.implementations.local import LocalFileSystem
 
 from diffmining_core.errors import InputError
+from diffmining_core.images.addresses import url_of
 from diffmining_core.images.planning import HASH_BYTES, Hashes, Listing, plan_rows
 from diffmining_core.images.reach import Reach
 from diffmining_core.images.shard_image import Box
@@ -24,7 +24,7 @@ from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
 from diffmining_core.images.sources.image_files import ImageFiles, ListedFiles, SoughtFiles
 from diffmining_core.images.sources.layouts import BoxTable, NameTable, Table, TableLayout
 from diffmining_core.images.sources.rows import Record, listed_names, rows
-from diffmining_core.images.sources.text_tables import has_control, has_line_break, is_decoded
+from diffmining_core.images.sources.text_tables import is_decoded, labels_fault, name_fault
 from diffmining_core.images.tally import NAMED, Tally
 from diffmining_core.store.roots import explained
 
@@ -113,7 +113,7 @@ class DescribedSource:
             for values in product(*layout.each.values()):
                 record = {**row.values, **dict(zip(layout.each, values, strict=True))}
                 name = _filled(layout.image_file, record)
-                if wrong := _wrong_name(name):
+                if wrong := name_fault(name):
                     yield place, FoundImage.faulty(place, "", wrong)
                     continue
                 assert name is not None
@@ -129,7 +129,7 @@ class DescribedSource:
                 elif layout.missing == "leave out":
                     self.left_out.add(NOT_THERE, name)
                 else:
-                    address = self._address(f"{self._image_folders[0]}/{name}")
+                    address = url_of(self.fs, f"{self._image_folders[0]}/{name}")
                     label = labels[0] if labels else ""
                     yield name, FoundImage.faulty(address, label, "there is no such image")
         if listing:
@@ -160,7 +160,7 @@ class DescribedSource:
     ) -> Iterator[Named]:
         """An image under each of its labels; under none, with a fault, if it has no label."""
         path, mark = there
-        uri = self._address(path)
+        uri = url_of(self.fs, path)
         fault = fault or self.reach.fault(uri)
         if fault is not None:
             yield name, FoundImage.faulty(uri, "", fault)
@@ -199,12 +199,10 @@ class DescribedSource:
         text = _text(row.get(layout.label))
         parts = text.split(layout.separator) if layout.separator else [text]
         labels = [label for part in parts if (label := part.strip())]
-        if not labels:
-            return (), "it has no label"
         if not is_decoded(text):
             return (), "its label is no text"
-        if any(map(has_line_break, labels)):
-            return (), "its label has a line break"
+        if fault := labels_fault(labels):
+            return (), fault
         if names is not None:
             if unknown := [label for label in labels if label not in names]:
                 return (
@@ -241,7 +239,8 @@ class DescribedSource:
             except (KeyError, TypeError, ValueError) as error:
                 raise InputError(
                     f"{file}#{place}: a box should have the numbers {', '.join(table.box)}, but "
-                    f"has {', '.join(str(values.get(column)) for column in table.box)}"
+                    f"has {', '.join(str(values.get(column)) for column in table.box)}; correct "
+                    "the row, or remove it"
                 ) from error
             boxes[image][table.rename.get(label, label)].append((left, top, width, height))
         return boxes
@@ -270,7 +269,7 @@ class DescribedSource:
                     f"dataset {self.url}: there is no file {pattern}, which its recipe reads; put "
                     "it there, or give the folder that it is in"
                 )
-        address = self._address(found[-1])
+        address = url_of(self.fs, found[-1])
         self.reach.check(address)
         return address
 
@@ -284,9 +283,6 @@ class DescribedSource:
                 folders += sorted(self.fs.glob(path)) if has_magic(pattern) else [path]
         there = [folder for folder in folders if self.fs.isdir(folder)]
         return there or [_joined(self.folder, self.layout.folders[0])]
-
-    def _address(self, path: str) -> str:
-        return path if isinstance(self.fs, LocalFileSystem) else str(self.fs.unstrip_protocol(path))
 
 
 class _Names:
@@ -323,17 +319,8 @@ def _sound_rows(file: str, table: Table, columns: Sequence[str]) -> Iterator[tup
     """The place and the values of each row of a small table; InputError if one has a fault."""
     for place, values, fault in rows(file, table, [(column,) for column in columns]):
         if fault is not None:
-            raise InputError(f"{file}#{place}: {fault}")
+            raise InputError(f"{file}#{place}: {fault}; correct the row, or remove it")
         yield place, values
-
-
-def _wrong_name(name: str | None) -> str | None:
-    """Why a name is that of no file."""
-    if name is None:
-        return "its row names no file"
-    if has_control(name) or not is_decoded(name):
-        return "its file name has control characters"
-    return None
 
 
 def _filled(pattern: str, row: Record) -> str | None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 from fsspec.implementations.local import LocalFileSystem
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.addresses import archive_place, fingerprint
+from diffmining_core.images.addresses import archive_place, fingerprint, not_a_file, url_of
 from diffmining_core.images.planning import Listing, plan_rows
 from diffmining_core.images.reach import Reach
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
@@ -114,7 +113,7 @@ class FolderSource:
 
     def _found(self, inner: str, file: ListedFile) -> FoundImage:
         path = file.path
-        uri = path if isinstance(self.fs, LocalFileSystem) else self.fs.unstrip_protocol(path)
+        uri = url_of(self.fs, path)
         label, readable = _readable(self._label(inner)), _readable(uri)
         if readable != uri:
             return FoundImage.faulty(readable, label, "its name is no UTF-8; rename it")
@@ -149,10 +148,10 @@ class FolderSource:
 
 
 class ListedFile(NamedTuple):
-    """What a listing says of a file.
+    """An entry of a listing.
 
-    mark: its fingerprint. fault: why it is not to be opened. is_no_file: it is a folder that is
-    not gone into: rubbish that is closed to us, or a link to one that has been listed.
+    mark: its fingerprint. fault: why it must not be opened. is_no_file: it is a folder that is not
+    entered: rubbish without read permission, or a link to a folder already listed.
     """
 
     path: str
@@ -191,7 +190,7 @@ def _local_files(folder: str) -> Iterator[ListedFile]:
 
 
 def _rubbish_among(closed: list[OSError], folder: str) -> Iterator[ListedFile]:
-    """The folders below this one that were closed to us; raises for one that may hold images."""
+    """The unreadable folders below this one; raises the error of one that may hold images."""
     while closed:
         error = closed.pop()
         path = str(error.filename)
@@ -205,8 +204,8 @@ def _local_file(path: str) -> ListedFile:
         status = Path(path).stat()
     except OSError as error:
         return ListedFile(path, "", _no_status(path, error))
-    if not stat.S_ISREG(status.st_mode):
-        return ListedFile(path, "", f"it is {_kind(status.st_mode)}, not a file with an image")
+    if fault := not_a_file(status):
+        return ListedFile(path, "", fault)
     return ListedFile(path, f"{status.st_size}-{status.st_mtime_ns}")
 
 
@@ -217,12 +216,6 @@ def _no_status(path: str, error: OSError) -> str:
         is_link = Path(path).is_symlink()
         return "it is a link to nothing" if is_link else "it has gone since it was listed"
     return f"it cannot be read: {error.strerror}"
-
-
-def _kind(mode: int) -> str:
-    if stat.S_ISFIFO(mode):
-        return "a pipe"
-    return "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def _readable(name: str) -> str:

@@ -11,6 +11,7 @@ from diffmining_core.images.addresses import fingerprint
 from diffmining_core.images.planning import room_on_disk
 from diffmining_core.images.sources.folders import files_below
 from diffmining_core.images.sources.names import may_be_image
+from diffmining_core.images.sources.text_tables import is_decoded
 
 
 class ImageFiles(Protocol):
@@ -77,5 +78,5 @@ def _images_below(fs: Any, folder: str) -> Iterator[tuple[str, str, str]]:
     for file in files_below(fs, folder):
         name = file.path.removeprefix(folder).lstrip("/")
         is_regular = file.fault is None and not file.is_no_file
-        if is_regular and may_be_image(name) and name.encode(errors="replace").decode() == name:
+        if is_regular and may_be_image(name) and is_decoded(name):
             yield name, file.path, file.mark

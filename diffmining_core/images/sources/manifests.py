@@ -36,8 +36,8 @@ from diffmining_core.images.sources.tables import (
 )
 from diffmining_core.images.sources.text_tables import (
     TextTable,
-    has_control,
-    has_line_break,
+    labels_fault,
+    name_fault,
     opened_text,
     table_suffix,
 )
@@ -52,7 +52,7 @@ COLUMNS = {
     "detail": ("detail",),
     "boxes": ("boxes",),
 }
-"""What the columns may be called, in small letters or capitals."""
+"""Accepted names of each column, whatever their case."""
 
 OTHER_THINGS = list(COLUMNS)[2:]
 
@@ -121,18 +121,9 @@ def _named_images(
 ) -> Iterator[tuple[str, FoundImage]]:
     """The image under each of its labels; `place` stands for the address of a row without one."""
     uri, labels, image_id, fault = entry.uri, entry.labels, entry.image_id, entry.fault
-    if fault is None and not uri:
-        fault = "its row names no file"
     address = _absolute(uri, folder) if uri else place
     name = (uri if "://" in uri else posixpath.normpath(uri)) if uri else place
-    if fault is None and has_control(uri):
-        fault = "its file name has control characters"
-    if fault is None:
-        fault = _refusal(address, reach)
-    if fault is None and not labels:
-        fault = "it has no label"
-    if fault is None and any(map(has_line_break, labels)):
-        fault = "its label has a line break"
+    fault = fault or name_fault(uri or None) or _refusal(address, reach) or labels_fault(labels)
     if fault is None and image_id and not _HEX.fullmatch(image_id.lower()):
         fault = f"its image id {image_id[:80]!r} is not 32 or 64 hex digits"
     width, height = _side(entry.width), _side(entry.height)

@@ -1,4 +1,4 @@
-"""What a file's name tells: an image, something else, or rubbish that a program has left."""
+"""Tell images, other files and programs' rubbish apart by name."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _OTHER_ENDINGS = frozenset(
         *(".docx", ".xlsx", ".pptx", ".7z", ".rar", ".zst", ".mkv", ".geojson", ".sha256", ".md5"),
     }
 )
-"""Endings of files that often lie beside images, which the table of media types may lack."""
+"""Endings of files often found beside images that the table of media types may lack."""
 
 _RUBBISH = frozenset(
     {

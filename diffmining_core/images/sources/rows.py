@@ -25,7 +25,7 @@ BATCH = 10_000
 
 
 class Row(NamedTuple):
-    """A row of a table; place: in its file, as `line=7`; fault: why its values cannot be told."""
+    """A row of a table; place: in its file, as `line=7`; fault: why its values cannot be read."""
 
     place: str
     values: Record
@@ -99,7 +99,9 @@ def _json(file: str) -> Any:
         try:
             return json.load(text)
         except (json.JSONDecodeError, RecursionError) as error:
-            raise InputError(f"{file} is no readable JSON ({error})") from error
+            raise InputError(
+                f"{file} is no readable JSON ({error}); download or write it again"
+            ) from error
 
 
 def _json_rows(file: str, table: Table) -> Iterator[Row]:
@@ -108,7 +110,10 @@ def _json_rows(file: str, table: Table) -> Iterator[Row]:
         key = table.key or "name"
         records = [_record(file, record) | {key: name} for name, record in records.items()]
     if not isinstance(records, list):
-        raise InputError(f"{file}: expected records in JSON, found {_kind(records)}")
+        raise InputError(
+            f"{file}: expected records in JSON, found {_kind(records)}; give a list of objects, or "
+            "objects by name"
+        )
     for number, record in enumerate(records):
         yield Row(f"row={number}", _record(file, record))
 

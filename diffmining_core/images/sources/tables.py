@@ -16,6 +16,7 @@ from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import opened_parquet, parquet_batches, row_uri
 from diffmining_core.images.planning import Part, PartSource
 from diffmining_core.images.shards import FoundImage
+from diffmining_core.images.sources.text_tables import NO_LABEL
 from diffmining_core.images.tally import Tally
 from diffmining_core.store.roots import explained
 
@@ -192,7 +193,7 @@ def _has_no_bytes(parquet: pq.ParquetFile, column: str) -> bool:
 def found_or_faulty(uri: str, labels: Sequence[str], mark: str) -> Iterator[FoundImage]:
     """An image under each of its labels; one with a fault if it has none."""
     if not labels:
-        yield FoundImage.faulty(uri, "", "it has no label")
+        yield FoundImage.faulty(uri, "", NO_LABEL)
     yield from (FoundImage(uri, label, mark) for label in labels)
 
 

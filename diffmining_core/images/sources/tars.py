@@ -18,12 +18,13 @@ from itertools import groupby
 from typing import Any
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.addresses import member_uri, opened
+from diffmining_core.images.addresses import AHEAD, member_uri, opened
 from diffmining_core.images.planning import Part, PartSource
 from diffmining_core.images.shards import FoundImage
 from diffmining_core.images.sources.layouts import TarLayout
 from diffmining_core.images.sources.names import ending, is_image_name, may_be_image, rubbish
 from diffmining_core.images.sources.tables import labels_in
+from diffmining_core.images.sources.text_tables import NO_LABEL
 from diffmining_core.images.tally import Tally
 from diffmining_core.store.roots import explained
 
@@ -32,12 +33,8 @@ LABEL_ENDINGS = (".cls", ".json", ".txt")
 
 MAX_LABEL_BYTES = 2**20
 
-AHEAD = 8 * 2**20
-"""Bytes that are fetched at once from a tar that is not on this machine."""
-
 NO_SAMPLE = "in a tar with neither image nor label"
 ANOTHER = "another image of its sample"
-NO_LABEL = "it has no label"
 CAPTION = (
     "its .txt is a caption, as its .json says, and no label (a recipe with a layout of the kind "
     '"tars" and label = "txt" takes it for one)'
@@ -62,7 +59,7 @@ class TarSource(PartSource):
             for _, members in groupby(scan.members(), key=lambda member: _key(member.name)):
                 for sample in _samples(list(members)):
                     yield from scan.images_of(sample)
-            if scan.damage:  # an image with a fault for what lies behind it
+            if scan.damage:  # one faulty image stands for the rest
                 uri = member_uri(part.url, scan.position, scan.size, "rest")
                 yield FoundImage.faulty(uri, "", scan.damage)
 
@@ -102,7 +99,7 @@ class _Scan:
             ) from error
 
     def members(self) -> Iterator[tarfile.TarInfo]:
-        """Every file in the tar that lies whole in it, but for rubbish."""
+        """Every complete file in the tar, except rubbish."""
         count = 0
         while member := self._next():
             if member.offset_data + member.size > self.size:
@@ -152,7 +149,7 @@ class _Scan:
             yield from self._labelled(image, labelled)
 
     def _own(self, images: Sequence[tarfile.TarInfo]) -> tarfile.TarInfo | None:
-        """The image of a sample that has these; None if that cannot be told."""
+        """The one of these images that is the sample's; None if that is not clear."""
         if self.layout.image is not None:
             named = [m for m in images if _field(m.name) == self.layout.image.lstrip(".").lower()]
         else:
@@ -217,7 +214,7 @@ class _Scan:
 
 
 def _record(text: str) -> Mapping[str, Any]:
-    """What a JSON text tells of a sample."""
+    """The record in a sample's JSON, empty if it is not an object."""
     try:
         record = json.loads(text)
     except (ValueError, RecursionError):
@@ -231,5 +228,5 @@ def _key(name: str) -> str:
 
 
 def _field(name: str) -> str:
-    """What follows a sample's name, up to the first dot, in that of a member."""
+    """A member's name after its first dot, in lower case: the webdataset field."""
     return name.rpartition("/")[2].partition(".")[2].lower()

@@ -19,16 +19,14 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from diffmining_core.errors import InputError
-from diffmining_core.images.addresses import opened
-
-AHEAD = 8 * 2**20
-"""Bytes that are fetched at once from a file that is not on this machine."""
+from diffmining_core.images.addresses import AHEAD, opened
 
 LONGEST = 2**20
 """Characters that a row may have: more are not held in memory."""
 
 STRAY_QUOTE = "one of its fields begins with a quote and does not end with one"
 UNDECODED = "its line is not in UTF-8"
+NO_LABEL = "it has no label"
 
 _BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -44,7 +42,7 @@ _LETTERS, _DIGITS = re.compile(r"[^\W\d_]+"), re.compile(r"\d+")
 
 
 class TextRow(NamedTuple):
-    """A row and the number of its first line; fault: why its fields cannot be told."""
+    """A row and the number of its first line; fault: why its fields cannot be read."""
 
     line: int
     fields: Sequence[str]
@@ -52,7 +50,7 @@ class TextRow(NamedTuple):
 
 
 def table_suffix(file: str) -> str:
-    """How the name of a table ends, in small letters and without `.gz`."""
+    """The suffix of a table's name in lower case, without `.gz`."""
     return PurePosixPath(file.lower().removesuffix(".gz")).suffix
 
 
@@ -73,7 +71,9 @@ def opened_text(file: str) -> Iterator[io.TextIOWrapper]:
             ) as text:
                 yield text
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise InputError(f"{file} is no readable table ({error})") from error
+            raise InputError(
+                f"{file} is no readable table ({error}); pack it again with gzip, or unpack it"
+            ) from error
 
 
 def is_decoded(text: str) -> bool:
@@ -87,14 +87,25 @@ def is_decoded(text: str) -> bool:
     return True
 
 
-def has_control(text: str) -> bool:
-    """Whether a text has control characters, which no name of a file should have."""
-    return bool(_CONTROL.search(text))
+def name_fault(name: str | None) -> str | None:
+    """Why the name that a row gives, None if it gives none, is that of no file; None if it is."""
+    if name is None:
+        return "its row names no file"
+    if _CONTROL.search(name) or not is_decoded(name):
+        return "its file name has control characters"
+    return None
 
 
-def has_line_break(text: str) -> bool:
-    """Whether a text has several lines, as where rows were swallowed."""
-    return "\n" in text or "\r" in text
+def labels_fault(labels: Sequence[str]) -> str | None:
+    """Why an image cannot have these labels; None if it can.
+
+    A label of several lines is a sign of swallowed rows.
+    """
+    if not labels:
+        return NO_LABEL
+    if any("\n" in label or "\r" in label for label in labels):
+        return "its label has a line break"
+    return None
 
 
 class TextTable:
@@ -154,7 +165,9 @@ class TextTable:
                 raise InputError(f"{self.file}: line {number} should be its heading, but {fault}")
             if fields:
                 return [field.strip() for field in fields]
-        raise InputError(f"{self.file} is empty")
+        raise InputError(
+            f"{self.file} is empty; give a table with a line of headings and a row for each image"
+        )
 
     def _fields(
         self, line: str, key: int | None = None, model: Sequence[str] = ()
@@ -274,8 +287,11 @@ def _has_blank(name: str) -> bool:
 
 
 def _shape(name: str) -> tuple[str, bool]:
-    """What names of images in one table have in common: their kind of ending, whether they have
-    blanks, and without an ending how letters and digits alternate."""
+    """The pattern shared by image names of one table.
+
+    That is whether they end in an extension and have blanks, and without an extension how letters
+    and digits alternate.
+    """
     if _ENDING.fullmatch(PurePosixPath(name).suffix):
         return ".", _has_blank(name)
     return _DIGITS.sub("0", _LETTERS.sub("a", name)), _has_blank(name)

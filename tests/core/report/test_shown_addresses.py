@@ -45,7 +45,10 @@ def test_tables_and_reasons_hold_no_folders() -> None:
 
 
 def test_facts_are_cleaned_at_every_depth() -> None:
-    facts = {"model": {"base": "/home/me/sd15"}, "notes": ["from https://u:p@host/a/b"], "k": 3}
+    facts = {
+        "model": {"base": "/home/me/sd15", "clip": "file:///home/me/clip/"},
+        "notes": ["from https://u:p@host/a/b"], "k": 3,
+    }  # fmt: skip
     assert without_paths(facts) == {
-        "model": {"base": "sd15"}, "notes": ["from https://host/a/b"], "k": 3,
+        "model": {"base": "sd15", "clip": "clip"}, "notes": ["from https://host/a/b"], "k": 3,
     }  # fmt: skip

@@ -111,11 +111,11 @@ def test_what_is_no_regular_file_is_set_aside_unopened(tmp_path: Path) -> None:
     faults = {image.uri.rpartition("/")[2]: image.fault for image in list_folder(str(tmp_path))}
     assert faults == {
         "a.png": None,
-        "pipe.png": "it is a pipe, not a file with an image",
-        "zero.png": "it is a device, not a file with an image",
+        "pipe.png": "it is a pipe, not a file",
+        "zero.png": "it is a device, not a file",
         "gone.png": "it is a link to nothing",
         "self.png": "it is a link to itself",
-        "socket.png": "it is a socket, not a file with an image",
+        "socket.png": "it is a socket, not a file",
     }
     assert left_out(str(tmp_path)) == {"no image, by its ending .txt": ["rome/gone.txt"]}
 
