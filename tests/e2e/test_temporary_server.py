@@ -16,6 +16,9 @@ from s3_servers import S3Server, moto_server
 
 from diffmining_core.store.roots import open_root
 
+BUCKET = f"results-{uuid4().hex}"
+"""Of its own: moto's servers of one process share their buckets."""
+
 CLOSED = "http://127.0.0.1:9"
 """A proxy that is not there."""
 
@@ -36,7 +39,7 @@ def dataset(tmp_path: Path) -> str:
 def server() -> Iterator[S3Server]:
     with ExitStack() as stack:
         server = stack.enter_context(moto_server())
-        server.make_bucket("results")
+        server.make_bucket(BUCKET)
         yield server
 
 
@@ -84,7 +87,7 @@ def test_no_proxy_stands_before_this_machine(
 ) -> None:
     """Neither before the Prefect server nor before an S3 server on loopback."""
     proxies = ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
-    url = f"s3://results/{uuid4().hex}"
+    url = f"s3://{BUCKET}/{uuid4().hex}"
     with server.used():
         ended = diffmining(
             "index", "--dataset", dataset, "--root", url,
@@ -103,7 +106,7 @@ def test_a_store_without_conditional_writes_is_named_before_anything_is_indexed(
         FaultyProxy(server.environment["AWS_ENDPOINT_URL"], {"501": 1.0}) as proxy,
         server.with_changes(AWS_ENDPOINT_URL=proxy.endpoint).used(),
     ):
-        ended = diffmining("index", "--dataset", dataset, "--root", f"s3://results/{uuid4().hex}")
+        ended = diffmining("index", "--dataset", dataset, "--root", f"s3://{BUCKET}/{uuid4().hex}")
     said = refused(ended.returncode, ended.stderr)
     assert "the server does not know how to create a file only where there is none" in said
     assert "Errno 38" not in ended.stderr

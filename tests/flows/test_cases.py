@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -381,13 +382,14 @@ def proxies(tmp_path: Path) -> None:
 @case("a store that answers 501")
 def a_store_without_conditions(tmp_path: Path) -> None:
     with moto_server() as server:
-        server.make_bucket("results")
+        bucket = f"cases-{uuid4().hex}"  # moto's servers of one process share their buckets
+        server.make_bucket(bucket)
         with (
             FaultyProxy(server.environment["AWS_ENDPOINT_URL"], {"501": 1.0}) as proxy,
             server.with_changes(AWS_ENDPOINT_URL=proxy.endpoint).used(),
             pytest.raises(InputError, match="create a file only where there is none"),
         ):
-            open_run(open_root("s3://results/run"), {"dataset": "photos"})
+            open_run(open_root(f"s3://{bucket}/run"), {"dataset": "photos"})
 
 
 def test_every_row_of_the_table_is_a_case() -> None:

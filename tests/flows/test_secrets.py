@@ -108,10 +108,10 @@ def command(*words: str, status: int = 0) -> str:
     """
     environment = {
         **os.environ,
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "fsspec.http",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "urllib3.connectionpool",
     }
     program = (
-        "import logging; logging.getLogger('fsspec.http').setLevel('DEBUG'); "
+        "import logging; logging.getLogger('urllib3.connectionpool').setLevel('DEBUG'); "
         "from flows.cli import main; main()"
     )
     ended = subprocess.run(
@@ -186,7 +186,7 @@ def test_no_file_at_a_root_holds_a_secret(left: Left) -> None:
 
 
 def test_nothing_said_or_logged_holds_a_secret(left: Left) -> None:
-    assert "fsspec.http" in left.said, "the library that fetches the images was heard"
+    assert "urllib3.connectionpool" in left.said, "the library that fetches the images was heard"
     assert [line for line in left.said.splitlines() if planted(line)] == []
 
 

@@ -18,6 +18,9 @@ import pytest
 from s3_servers import S3Server
 
 SCRIPT = Path(__file__).parents[2] / "infra" / "local" / "stack"
+GATE = str(Path(__file__).parent / "gate")
+"""Holds what keeps the stack's processes at a closed gate."""
+
 MISSING = "PostgreSQL and Redis are missing: run 'infra/local/stack install' as root"
 
 
@@ -85,7 +88,14 @@ class Stack:
             capture_output=True,
             text=True,
             # Workers look for work every 2 s instead of 10: the tests wait for that.
-            env={**os.environ, "STACK_PYTHON": sys.executable, "PREFECT_WORKER_QUERY_SECONDS": "2"},
+            env={
+                **os.environ,
+                "STACK_PYTHON": sys.executable,
+                "PREFECT_WORKER_QUERY_SECONDS": "2",
+                "PYTHONPATH": os.pathsep.join(
+                    [GATE, *filter(None, [os.environ.get("PYTHONPATH")])]
+                ),
+            },
         )
         if done.returncode:
             raise RuntimeError(done.stderr)

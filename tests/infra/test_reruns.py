@@ -11,7 +11,6 @@ import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,22 +47,15 @@ GPU_WORKERS = ("worker-gpu", "worker-gpu-2")
 
 
 class Gate:
-    """An image that cannot be read before the gate is opened: who tries waits."""
+    """An image that the stack's processes cannot open before the gate is: who tries waits."""
 
     def __init__(self, image: Path) -> None:
-        self.image, self.content = image, image.read_bytes()
-        self.way_in = image.with_suffix(".gate")
-        image.unlink()
-        os.mkfifo(image)
-        self.way_in.hardlink_to(image)
+        self.closed = image.with_name(f"{image.name}.gate")
+        self.closed.touch()
 
     def open(self) -> None:
-        """The image is as it was; those that wait find that out by trying again."""
-        whole = self.image.with_suffix(".whole")
-        whole.write_bytes(self.content)
-        whole.rename(self.image)
-        with suppress(OSError):  # nobody waits
-            os.close(os.open(self.way_in, os.O_WRONLY | os.O_NONBLOCK))
+        """Those that wait go on."""
+        self.closed.unlink()
 
 
 def declared(dataset: Path, folder: Path, countries: Sequence[str]) -> Path:

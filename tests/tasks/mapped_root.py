@@ -76,6 +76,7 @@ def _index(
             "boxes": None,
             "detail": None,
             "stored": None,
+            "scaled_bits": None,
         }
         columns = [
             value if isinstance(value := values[field.name], list) else [value] * len(images)
