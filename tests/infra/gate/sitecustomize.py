@@ -1,4 +1,4 @@
-"""For the stack's processes: a file that has a gate beside it (`NAME.gate`) opens once that is gone.
+"""For the stack's processes: a file with a gate beside it (`NAME.gate`) opens once that is gone.
 
 So a test holds a run in the middle of a shard, for as long as it likes, without touching its code.
 """
