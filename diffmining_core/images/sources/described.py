@@ -19,12 +19,12 @@ from fsspec.implementations.local import LocalFileSystem
 from diffmining_core.errors import InputError
 from diffmining_core.images.planning import HASH_BYTES, Hashes, Listing, plan_rows
 from diffmining_core.images.reach import Reach
-from diffmining_core.images.shard_image import Box
+from diffmining_core.images.shard_image import Box, sound_box
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
 from diffmining_core.images.sources.image_files import ImageFiles, ListedFiles, SoughtFiles
 from diffmining_core.images.sources.layouts import BoxTable, NameTable, Table, TableLayout
 from diffmining_core.images.sources.rows import Record, listed_names, rows
-from diffmining_core.images.sources.text_tables import has_control, has_line_break, is_decoded
+from diffmining_core.images.sources.text_tables import has_control, is_decoded
 from diffmining_core.images.tally import NAMED, Tally
 from diffmining_core.store.roots import explained
 
@@ -203,8 +203,6 @@ class DescribedSource:
             return (), "it has no label"
         if not is_decoded(text):
             return (), "its label is no text"
-        if any(map(has_line_break, labels)):
-            return (), "its label has a line break"
         if names is not None:
             if unknown := [label for label in labels if label not in names]:
                 return (
@@ -237,13 +235,14 @@ class DescribedSource:
         for place, values in _sound_rows(file, table, (table.image, table.label, *table.box)):
             image, label = _text(values.get(table.image)), _text(values.get(table.label))
             try:
-                left, top, width, height = (float(values[column]) for column in table.box)
-            except (KeyError, TypeError, ValueError) as error:
+                box = sound_box(values[column] for column in table.box)
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise InputError(
-                    f"{file}#{place}: a box should have the numbers {', '.join(table.box)}, but "
+                    f"{file}#{place}: a box should have the numbers {', '.join(table.box)}, the "
+                    "last two over 0, but "
                     f"has {', '.join(str(values.get(column)) for column in table.box)}"
                 ) from error
-            boxes[image][table.rename.get(label, label)].append((left, top, width, height))
+            boxes[image][table.rename.get(label, label)].append(box)
         return boxes
 
     def _names_in(self, file: str | None, needed: bool) -> _Names | None:
@@ -264,11 +263,12 @@ class DescribedSource:
     def _matching(self, pattern: str) -> str:
         path = _joined(self.folder, pattern)
         with explained(self.url):
-            found = sorted(self.fs.glob(path)) if has_magic(pattern) else [path]
-            if not found or not self.fs.exists(found[-1]):
+            named = sorted(self.fs.glob(path)) if has_magic(pattern) else [path]
+            found = [own for own in named if self.fs.isfile(own)]
+            if not found:
                 raise InputError(
-                    f"dataset {self.url}: there is no file {pattern}, which its recipe reads; put "
-                    "it there, or give the folder that it is in"
+                    f"dataset {self.url}: there is no file {pattern or repr(pattern)}, which its "
+                    "recipe reads; put it there, or give the folder that it is in"
                 )
         address = self._address(found[-1])
         self.reach.check(address)

@@ -92,11 +92,6 @@ def has_control(text: str) -> bool:
     return bool(_CONTROL.search(text))
 
 
-def has_line_break(text: str) -> bool:
-    """Whether a text has several lines, as where rows were swallowed."""
-    return "\n" in text or "\r" in text
-
-
 class TextTable:
     """The rows of a text table, in order, to be gone through once.
 

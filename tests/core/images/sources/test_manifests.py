@@ -17,7 +17,7 @@ from written_images import image_table, parquet_of, photo, put, tar_of
 from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import member_uri
 from diffmining_core.images.planning import REPEATED
-from diffmining_core.images.shards import FoundImage, KnownShard, good, index_shard
+from diffmining_core.images.shards import LABEL_FAULT, FoundImage, KnownShard, good, index_shard
 from diffmining_core.images.sources import check_source, open_source
 from diffmining_core.images.sources.text_tables import STRAY_QUOTE
 
@@ -135,7 +135,7 @@ BAD_ROWS = {
     "a.png,rome,,,,x": "its row has 6 fields, the first line 5",
     "d\0.png,rome,,,": "its file name has control characters",
     '"e\ne.png",rome,,,': "its file name has control characters",
-    'f.png,"rome\noslo",,,': "its label has a line break",
+    'f.png,"rome\noslo",,,': LABEL_FAULT,
     'g.png,"rome" x,,,': "one of its fields begins with a quote and does not end with one",
 }
 
