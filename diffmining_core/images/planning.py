@@ -87,7 +87,7 @@ class Listing:
             self._rows.execute("COMMIT")
         self.hashes, self.notes, repeated = spool.told_apart()
         if repeated:
-            names = map(self._name_of, repeated[:NAMED])
+            names = map(self._name_of, list(dict.fromkeys(repeated))[:NAMED])
             self.left_out.add(REPEATED, *names, count=len(repeated))
 
     def _name_of(self, row: bytes) -> str:
