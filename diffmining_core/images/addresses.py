@@ -88,9 +88,11 @@ _FILE_KINDS = {
 _S3_OF_THE_IMAGE = {"InvalidObjectState", "KeyTooLongError", "InvalidURI"}
 """S3's error codes about one object: it is archived, or its name cannot be a key."""
 
-_MEMBER = re.compile(r"(?P<file>.+\.tar)#bytes=(?P<start>\d+)-(?P<end>\d+)/[^/]*", re.S | re.I)
+_MEMBER = re.compile(
+    r"(?P<file>.+\.tar)#bytes=(?P<start>\d{1,18})-(?P<end>\d{1,18})/[^/]*", re.S | re.I
+)
 _ROW = re.compile(
-    r"(?P<file>.+\.parquet)#row=(?P<row>\d+)&column=(?P<column>[^/]*)/[^/]*", re.S | re.I
+    r"(?P<file>.+\.parquet)#row=(?P<row>\d{1,18})&column=(?P<column>[^/]*)/[^/]*", re.S | re.I
 )
 _ODD = re.compile(r"[^\w .,()+=@-]")
 
@@ -272,7 +274,7 @@ def _member_bytes(place: Member) -> bytes:
     else:
         data = _part_of(place)
     if len(data) != place.end - place.start:
-        raise ImageError(f"{place.file} is shorter than when it was listed")
+        raise ImageError("its tar is shorter than when it was listed")
     return data
 
 
@@ -357,7 +359,7 @@ def _row_bytes(place: Row) -> bytes:
     metadata, ends = _metadata(place.file, version)
     group = bisect_right(ends, place.row)
     if group == len(ends):
-        raise ImageError(f"{place.file} has no row {place.row}")
+        raise ImageError("its Parquet file has no such row")
     _check_row_group(place, metadata.row_group(group))
     values = _row_groups.get(
         (place.file, version, place.column, group),
@@ -366,7 +368,7 @@ def _row_bytes(place: Row) -> bytes:
     value = values[place.row - ends[group] + len(values)].as_py()
     data = value.get("bytes") if isinstance(value, dict) else value
     if not isinstance(data, bytes):
-        raise ImageError(f"row {place.row} of {place.file} holds no image")
+        raise ImageError("its row holds no image")
     check_bytes(len(data))
     return data
 
@@ -385,7 +387,7 @@ def _check_row_group(place: Row, group: pq.RowGroupMetaData) -> None:
 def _read_row_group(place: Row, metadata: pq.FileMetaData, group: int) -> pa.ChunkedArray:
     with opened_parquet(place.file, metadata) as parquet:
         if place.column not in parquet.schema_arrow.names:
-            raise ImageError(f"{place.file} has no column {json.dumps(place.column)}")
+            raise ImageError(f"its Parquet file has no column {json.dumps(place.column)}")
         return parquet.read_row_group(group, columns=[place.column]).column(0)
 
 

@@ -283,6 +283,8 @@ def _reason(error: Exception, data: bytes) -> str:
 
 def _format_of(data: bytes) -> str | None:
     """The format that a file's first bytes indicate; the file is not decoded."""
+    if data.startswith(b"\0\0\2\0\0\0"):  # else taken for cursors, of which there would be none
+        return "TGA"
     Image.init()
     for name in Image.ID:
         accepts = Image.OPEN[name][1]

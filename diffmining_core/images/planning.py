@@ -36,7 +36,7 @@ from diffmining_core.images.shards import (
     Notes,
     boxes_of,
 )
-from diffmining_core.images.tally import Tally
+from diffmining_core.images.tally import NAMED, Tally
 from diffmining_core.secrets import cleaned
 
 Hashes = npt.NDArray[np.bytes_]
@@ -87,7 +87,14 @@ class Listing:
             self._rows.execute("COMMIT")
         self.hashes, self.notes, repeated = spool.told_apart()
         if repeated:
-            self.left_out.add(REPEATED, count=repeated)
+            names = map(self._name_of, list(dict.fromkeys(repeated))[:NAMED])
+            self.left_out.add(REPEATED, *names, count=len(repeated))
+
+    def _name_of(self, row: bytes) -> str:
+        """The name of the image of a row with this hash."""
+        query = "SELECT uri FROM found WHERE hash = ? LIMIT 1"
+        (uri,) = self._rows.execute(query, (row,)).fetchone()
+        return str(uri).rpartition("/")[2]
 
     @cached_property
     def digest(self) -> str:
@@ -141,19 +148,20 @@ class _Spool:
             values = [getattr(image, column) for column in _COLUMNS[:-1]]
             yield (place, row, noted, *values, json.dumps(image.boxes) if image.boxes else None)
 
-    def told_apart(self) -> tuple[Hashes, NoteHashes, int]:
-        """The rows' hashes, sorted, those of their notes, and how many rows were repeated."""
+    def told_apart(self) -> tuple[Hashes, NoteHashes, list[bytes]]:
+        """The rows' hashes, sorted, those of their notes, and those of rows that were repeated."""
         places = np.frombuffer(bytes(self.places), f"S{HASH_BYTES}")
         hashes = np.frombuffer(bytes(self.hashes), f"S{HASH_BYTES}")
         notes = np.frombuffer(bytes(self.notes), NOTE_TYPE)
         rows = np.lexsort((notes, hashes))
         is_repeated = hashes[rows[1:]] == hashes[rows[:-1]]
+        repeated = [_whole_hash(row) for row in hashes[rows[1:][is_repeated]]]
         rows = np.delete(rows, np.flatnonzero(is_repeated) + 1)  # the first notes count
         hashes = hashes[rows]
         for image in _several(places[rows]):
             hashes[image] = _hashes_of_image([_whole_hash(row) for row in hashes[image]])
         order = np.argsort(hashes)
-        return hashes[order], notes[rows][order], int(is_repeated.sum())
+        return hashes[order], notes[rows][order], repeated
 
 
 def _rows_by_image(rows: sqlite3.Cursor) -> Iterator[dict[bytes, Sequence[Any]]]:
@@ -300,28 +308,35 @@ class Piece:
         return cls(Part(url, fingerprint, reading), int(start), int(stop), end == "end")
 
 
-def parts_digest(kind: str, parts: Iterable[Part]) -> str:
-    """Sha256 hex of a kind of source and its files as listed, none of which is opened."""
+def parts_digest(kind: str, parts: Iterable[Part], left_out: Tally) -> str:
+    """Sha256 hex of a kind of source and its files as listed, none of which is opened.
+
+    left_out: what lies beside them.
+    """
     lines = sorted(f"{part.url} {part.fingerprint} {part.reading}".rstrip() for part in parts)
+    if left_out.counts:
+        lines.append(json.dumps(sorted(left_out.counts.items())))
     return hashlib.sha256("\n".join([kind, *lines]).encode()).hexdigest()
 
 
 class PartSource:
     """A dataset of parts, of which only those that are new are opened to plan its shards.
 
-    A subclass says its `kind` and how the images of a part are found.
+    left_out: what lies beside them. A subclass says its `kind` and how the images of a part are
+    found.
     """
 
     kind: ClassVar[str]
 
-    def __init__(self, url: str, parts: Sequence[Part]) -> None:
+    def __init__(self, url: str, parts: Sequence[Part], left_out: Tally | None = None) -> None:
         self.url = url
         self.parts = parts
+        self.left_out = left_out or Tally()
 
     @property
     def digest(self) -> str:
-        """Of the names, sizes and ETags or times of the parts."""
-        return parts_digest(self.kind, self.parts)
+        """Of the names, sizes and ETags or times of the parts, and what lies beside them."""
+        return parts_digest(self.kind, self.parts, self.left_out)
 
     def images(self) -> Iterator[FoundImage]:
         """Every image, part by part."""
@@ -329,7 +344,9 @@ class PartSource:
 
     def plan(self, known: Sequence[KnownShard], shard_rows: int) -> IndexPlan:
         """Only parts that are new are opened."""
-        return plan_parts(self.parts, known, shard_rows, self.images_of)
+        plan = plan_parts(self.parts, known, shard_rows, self.images_of)
+        plan.left_out.update(self.left_out.as_json())
+        return plan
 
     def images_of(self, part: Part, left_out: Tally) -> Iterator[FoundImage]:
         """The images of one part, in its order; what else is in it is added to `left_out`."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -39,7 +40,7 @@ from diffmining_core.images.tally import Tally
 from diffmining_core.secrets import cleaned, secrets_kept, without_secrets
 from diffmining_core.store.roots import explained
 
-ALGO = "5"
+ALGO = "6"
 """Version of what decides a shard's rows, given the files' bytes."""
 
 MIN_SIDE = 32
@@ -90,6 +91,10 @@ SHARD_SCHEMA = pa.schema(
     ]
 )
 
+LABEL_FAULT = "its label has a line break or other control characters"
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
 _large_turn = threading.Lock()
 
 Row: TypeAlias = dict[str, str | int | Sequence[Box] | None]
@@ -127,6 +132,10 @@ class FoundImage:
         if (uri := cleaned(self.uri)) != self.uri:
             object.__setattr__(self, "private_uri", self.uri)
             object.__setattr__(self, "uri", uri)
+        if self.fault is None and _CONTROL.search(self.label):
+            object.__setattr__(self, "label", "")
+            object.__setattr__(self, "fault", LABEL_FAULT)
+            object.__setattr__(self, "fingerprint", f"fault: {LABEL_FAULT}")
 
     @classmethod
     def faulty(cls, uri: str, label: str, fault: str) -> FoundImage:
@@ -334,13 +343,14 @@ def _opened_row(found: FoundImage) -> tuple[Row, bytes]:
     try:
         data = read_bytes(found.private_uri or found.uri)
     except FileNotFoundError as error:
-        return row | {"set_aside": f"cannot be read: {error}"}, b""
+        reason = error.strerror or "there is no such file"
+        return row | {"set_aside": f"cannot be read: {reason}"}, b""
     except ImageError as error:
         return row | {"set_aside": str(error)}, b""
     except InputError as error:
         # Of this one file on this machine; a server may refuse all, the credentials having expired.
         if isinstance(error.__cause__, PermissionError) and error.__cause__.errno is not None:
-            return row | {"set_aside": f"cannot be read: {error.__cause__}"}, b""
+            return row | {"set_aside": f"cannot be read: {error.__cause__.strerror}"}, b""
         raise
     _check_length(found, len(data))
     row["image_id"] = content_id(data)

@@ -9,8 +9,10 @@ thousand of its images cost no time.
 from __future__ import annotations
 
 import base64
+import errno
 import ipaddress
 import logging
+import math
 import socket
 import ssl
 import threading
@@ -352,7 +354,7 @@ def _body(response: Any, url: Url, part: tuple[int | None, int | None], deadline
     """The bytes of an answer, counted as they come."""
     status = int(response.status)
     if status in (404, 410):
-        raise FileNotFoundError(f"{url.host} answers {_status(status)}")
+        raise FileNotFoundError(errno.ENOENT, f"{url.host} answers {_status(status)}")
     if status in PASSING:
         wait = _retry_after(response.headers.get("Retry-After", ""))
         raise _PassingError(url, f"answers {_status(status)}", wait)
@@ -387,11 +389,13 @@ def _retry_after(text: str) -> float | None:
     """Seconds that a server asks to wait, by number or date; None where it does not say."""
     try:
         return max(0.0, float(int(text)))
+    except OverflowError:
+        return math.inf
     except ValueError:
         pass
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     return max(0.0, (moment - datetime.now(UTC)).total_seconds())

@@ -8,10 +8,11 @@ Out: a plan of dataset shards. Nothing is copied, and no listing is held in memo
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Protocol
@@ -26,22 +27,29 @@ from diffmining_core.images.planning import Part
 from diffmining_core.images.reach import Reach, advice, own_place
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
 from diffmining_core.images.sources.described import DescribedSource
-from diffmining_core.images.sources.folders import FolderSource
+from diffmining_core.images.sources.folders import FolderSource, holds_images
 from diffmining_core.images.sources.layouts import FolderLayout, Layout, TableLayout
 from diffmining_core.images.sources.manifests import ManifestSource
 from diffmining_core.images.sources.names import rubbish
 from diffmining_core.images.sources.tables import TableSource, image_column_of
 from diffmining_core.images.sources.tars import TarSource
 from diffmining_core.images.sources.text_tables import table_suffix
+from diffmining_core.images.tally import Tally
 from diffmining_core.store.roots import explained, filesystem, refuse_secrets
 
-SPLITS = frozenset(
-    {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
+SPLIT = re.compile(
+    r"(train|training|test|testing|val|valid|validation|dev|eval)(?![^\W\d_])", re.IGNORECASE
 )
-"""Names of folders, in lower case, that hold labels rather than being one."""
+"""Begins the names of folders that hold labels rather than being one, as `train2017`."""
 
 TEXT_SUFFIXES = (".csv", ".tsv")  # also with `.gz`
 PART_SUFFIXES = (*TEXT_SUFFIXES, ".parquet", ".tar")
+
+BESIDE = "beside what is read"
+NO_TARGET = "a link that leads to nothing"
+PACKED_TAR = "a compressed tar, which is not read; unpack it to a .tar"
+
+_PACKED_TAR = re.compile(r".*\.(tar\.\w+|tgz|tbz2?|txz|tzst)", re.IGNORECASE | re.DOTALL)
 
 WANTED = (
     "give a folder with one sub-folder of images per label, a manifest (.csv, .tsv, .csv.gz, "
@@ -104,7 +112,7 @@ def open_source(url: str, layout: Layout | None = None, allow: Sequence[str] = (
                 f"dataset {place.url}: its recipe reads tars, but these are none; give tars, or "
                 "leave the recipe out"
             )
-        return TarSource(source.url, source.parts, layout)
+        return TarSource(source.url, source.parts, layout, source.left_out)
 
 
 def check_source(url: str, layout: Layout | None = None, allow: Sequence[str] = ()) -> None:
@@ -180,7 +188,7 @@ def _source_as_found(place: _Place, allow: Sequence[str]) -> Source:
     if info["type"] == "directory":
         return _source_in_folder(place, Reach(place.url, allow))
     folder = place.url.rpartition("/")[0] or "/"
-    return _source_of_files(place, [info], Reach(folder, allow))
+    return _source_of_files(place, [info], Reach(folder, allow), Tally())
 
 
 def _source_as_described(place: _Place, layout: FolderLayout | TableLayout, reach: Reach) -> Source:
@@ -201,36 +209,82 @@ def _source_as_described(place: _Place, layout: FolderLayout | TableLayout, reac
 
 
 def _source_of_pattern(place: _Place, reach: Reach) -> Source:
-    found = place.fs.glob(place.path, detail=True)
-    infos = [found[path] for path in sorted(found)]
-    folders = [info["name"] for info in infos if info["type"] == "directory"]
+    left_out = Tally()
+    infos = _followed(place, _matching(place), left_out)
+    folders = [info for info in infos if info["type"] == "directory"]
     if folders:
-        return FolderSource(place.url, place.fs, folders, reach=reach)
+        _leave_out(left_out, infos, folders)
+        return FolderSource(
+            place.url, place.fs, [info["name"] for info in folders], reach=reach, left_out=left_out
+        )
     if not infos:
         raise InputError(f"dataset {place.url}: there is no such folder or file")
-    return _source_of_files(
-        place, [info for info in infos if not _is_rubbish(info)] or infos, reach
-    )
+    parts = [info for info in infos if not _rubbish(info)] or infos
+    _leave_out(left_out, infos, parts)
+    return _source_of_files(place, parts, reach, left_out)
+
+
+def _matching(place: _Place) -> list[dict[str, Any]]:
+    """What a pattern stands for, in order; on this machine through links to folders too.
+
+    But `**` goes through none: they may lead in circles.
+    """
+    if isinstance(place.fs, LocalFileSystem) and "**" not in place.path:
+        paths = sorted(glob.glob(place.path, include_hidden=True))  # noqa: PTH207
+        return [{"name": path, "islink": True} for path in paths]
+    found = place.fs.glob(place.path, detail=True)
+    return [found[path] for path in sorted(found)]
+
+
+def _followed(
+    place: _Place, infos: Iterable[dict[str, Any]], left_out: Tally
+) -> list[dict[str, Any]]:
+    """What is listed, with what its links lead to in their place, but for those to nothing."""
+    followed = []
+    for info in infos:
+        try:
+            followed.append(place.fs.info(info["name"]) if info.get("islink") else info)
+        except OSError:
+            left_out.add(NO_TARGET, PurePosixPath(info["name"]).name)
+    return followed
+
+
+def _leave_out(
+    left_out: Tally, infos: Sequence[dict[str, Any]], taken: Sequence[dict[str, Any]]
+) -> None:
+    """Count what lies beside what is taken."""
+    paths = {info["name"] for info in taken}
+    for info in infos:
+        if info["name"] not in paths:
+            name = PurePosixPath(info["name"]).name
+            packed = PACKED_TAR if _PACKED_TAR.fullmatch(name) else BESIDE
+            left_out.add(rubbish(name) or packed, name)
 
 
 def _source_in_folder(place: _Place, reach: Reach) -> Source:
     """A folder holds sub-folders of images, or the files of a dataset themselves."""
-    infos = [info for info in place.fs.ls(place.path, detail=True) if not _is_rubbish(info)]
+    left_out = Tally()
+    listed = _followed(place, place.fs.ls(place.path, detail=True), left_out)
+    infos = [info for info in listed if not _rubbish(info)]
     images = FolderSource(place.url, place.fs, [place.path], reach=reach)
     parts = [info for info in infos if _suffix(info) in (".tar", ".parquet")]
     folders = [info["name"] for info in infos if info["type"] == "directory"]
     if not parts or (folders and images.has_images()):
         _check_splits(place, folders)
         return images
-    return _source_of_files(place, _without_tables_of_tars(place, parts), reach)
+    taken = _without_tables_of_tars(place, parts)
+    _leave_out(left_out, listed, taken)
+    return _source_of_files(place, taken, reach, left_out)
 
 
 def _check_splits(place: _Place, folders: Sequence[str]) -> None:
-    """InputError if all folders are splits with the labels in them."""
-    names = sorted(PurePosixPath(folder).name for folder in folders)
-    if not names or any(name.lower() not in SPLITS for name in names):
+    """InputError if all folders with images are splits with the labels in them."""
+    splits = {folder for folder in folders if SPLIT.match(PurePosixPath(folder).name)}
+    if not splits or any(holds_images(place.fs, folder) for folder in set(folders) - splits):
         return
-    if all(FolderSource(place.url, place.fs, [folder]).has_images() for folder in folders):
+    splits = {folder for folder in splits if holds_images(place.fs, folder)}
+    names = sorted(PurePosixPath(folder).name for folder in splits)
+    if splits and all(FolderSource(place.url, place.fs, [f]).has_images() for f in splits):
         raise InputError(
             f"dataset {place.url}: its folders {', '.join(names)} hold folders of images, so they "
             f"are splits and no labels; give '{place.url}/*' for all of them together, or one, "
@@ -254,19 +308,23 @@ def _without_tables_of_tars(
     )
 
 
-def _source_of_files(place: _Place, infos: Sequence[dict[str, Any]], reach: Reach) -> Source:
+def _source_of_files(
+    place: _Place, infos: Sequence[dict[str, Any]], reach: Reach, left_out: Tally
+) -> Source:
     suffixes = {_suffix(info) for info in infos}
     if len(suffixes) > 1 or not suffixes <= set(PART_SUFFIXES):
         names = ", ".join(sorted(suffix or "none" for suffix in suffixes))
         raise InputError(f"dataset {place.url}: files ending in {names} are no dataset; {WANTED}")
     parts = [Part(url_of(place.fs, info["name"]), fingerprint(info)) for info in infos]
     parts.sort(key=lambda part: part.url)
+    for part in parts:
+        reach.check(part.url)
     (suffix,) = suffixes
     if suffix == ".tar":
-        return TarSource(place.url, parts)
+        return TarSource(place.url, parts, left_out=left_out)
     if suffix == ".parquet" and image_column_of(parts[0].url):
-        return TableSource(place.url, parts)
-    return ManifestSource(place.url, parts, reach)
+        return TableSource(place.url, parts, left_out)
+    return ManifestSource(place.url, parts, reach, left_out)
 
 
 def _suffix(info: dict[str, Any]) -> str:
@@ -277,5 +335,5 @@ def _suffix(info: dict[str, Any]) -> str:
     return inner if inner in TEXT_SUFFIXES else PurePosixPath(info["name"]).suffix.lower()
 
 
-def _is_rubbish(info: dict[str, Any]) -> bool:
-    return rubbish(PurePosixPath(info["name"]).name) is not None
+def _rubbish(info: dict[str, Any]) -> str | None:
+    return rubbish(PurePosixPath(info["name"]).name)

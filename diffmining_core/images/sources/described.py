@@ -19,12 +19,12 @@ from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import url_of
 from diffmining_core.images.planning import HASH_BYTES, Hashes, Listing, plan_rows
 from diffmining_core.images.reach import Reach
-from diffmining_core.images.shard_image import Box
+from diffmining_core.images.shard_image import Box, sound_box
 from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
 from diffmining_core.images.sources.image_files import ImageFiles, ListedFiles, SoughtFiles
 from diffmining_core.images.sources.layouts import BoxTable, NameTable, Table, TableLayout
 from diffmining_core.images.sources.rows import Record, listed_names, rows
-from diffmining_core.images.sources.text_tables import is_decoded, labels_fault, name_fault
+from diffmining_core.images.sources.text_tables import NO_LABEL, is_decoded, name_fault
 from diffmining_core.images.tally import NAMED, Tally
 from diffmining_core.store.roots import explained
 
@@ -201,8 +201,8 @@ class DescribedSource:
         labels = [label for part in parts if (label := part.strip())]
         if not is_decoded(text):
             return (), "its label is no text"
-        if fault := labels_fault(labels):
-            return (), fault
+        if not labels:
+            return (), NO_LABEL
         if names is not None:
             if unknown := [label for label in labels if label not in names]:
                 return (
@@ -235,14 +235,15 @@ class DescribedSource:
         for place, values in _sound_rows(file, table, (table.image, table.label, *table.box)):
             image, label = _text(values.get(table.image)), _text(values.get(table.label))
             try:
-                left, top, width, height = (float(values[column]) for column in table.box)
-            except (KeyError, TypeError, ValueError) as error:
+                box = sound_box(values[column] for column in table.box)
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise InputError(
-                    f"{file}#{place}: a box should have the numbers {', '.join(table.box)}, but "
-                    f"has {', '.join(str(values.get(column)) for column in table.box)}; correct "
-                    "the row, or remove it"
+                    f"{file}#{place}: a box should have the numbers {', '.join(table.box)}, the "
+                    "last two over 0, but has "
+                    f"{', '.join(str(values.get(column)) for column in table.box)}; correct the "
+                    "row, or remove it"
                 ) from error
-            boxes[image][table.rename.get(label, label)].append((left, top, width, height))
+            boxes[image][table.rename.get(label, label)].append(box)
         return boxes
 
     def _names_in(self, file: str | None, needed: bool) -> _Names | None:
@@ -263,11 +264,12 @@ class DescribedSource:
     def _matching(self, pattern: str) -> str:
         path = _joined(self.folder, pattern)
         with explained(self.url):
-            found = sorted(self.fs.glob(path)) if has_magic(pattern) else [path]
-            if not found or not self.fs.exists(found[-1]):
+            named = sorted(self.fs.glob(path)) if has_magic(pattern) else [path]
+            found = [own for own in named if self.fs.isfile(own)]
+            if not found:
                 raise InputError(
-                    f"dataset {self.url}: there is no file {pattern}, which its recipe reads; put "
-                    "it there, or give the folder that it is in"
+                    f"dataset {self.url}: there is no file {pattern or repr(pattern)}, which its "
+                    "recipe reads; put it there, or give the folder that it is in"
                 )
         address = url_of(self.fs, found[-1])
         self.reach.check(address)

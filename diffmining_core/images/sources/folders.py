@@ -36,7 +36,8 @@ class FolderSource:
 
     url: how the folders are called together. folders: paths in `fs`. layout: `skip` folders lie
     above the labels', and a `nested` label is all folders on the way, joined by "_". Files of which
-    the ending tells nothing are opened like images; what cannot be opened is set aside.
+    the ending tells nothing are opened like images; what cannot be opened is set aside. left_out:
+    what lies beside the folders.
     """
 
     def __init__(
@@ -46,12 +47,14 @@ class FolderSource:
         folders: Sequence[str],
         layout: FolderLayout | None = None,
         reach: Reach | None = None,
+        left_out: Tally | None = None,
     ) -> None:
         self.url = url
         self.fs = fs
         self.folders = folders
         self.layout = layout or FolderLayout()
         self.reach = reach or Reach(url)
+        self.left_out = left_out or Tally()
 
     @property
     def digest(self) -> str:
@@ -76,6 +79,7 @@ class FolderSource:
     @cached_property
     def _listing(self) -> Listing:
         left_out = Tally()
+        left_out.update(self.left_out.as_json())
         return Listing(self._named(left_out), left_out)
 
     def _named(self, left_out: Tally) -> Iterator[tuple[str, FoundImage]]:
@@ -145,6 +149,12 @@ class FolderSource:
             for folder in self.folders:
                 for file in files_below(self.fs, folder):
                     yield file.path.removeprefix(folder).lstrip("/"), file
+
+
+def holds_images(fs: Any, folder: str) -> bool:
+    """Whether a file with an image's ending lies below a folder; the first is enough."""
+    files = (file.path.removeprefix(folder).lstrip("/") for file in files_below(fs, folder))
+    return any(is_image_name(inner) and rubbish(inner) is None for inner in files)
 
 
 class ListedFile(NamedTuple):

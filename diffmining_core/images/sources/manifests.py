@@ -20,12 +20,13 @@ from diffmining_core.images.addresses import (
 )
 from diffmining_core.images.planning import Listing, Part, parts_digest, plan_rows
 from diffmining_core.images.reach import WEB, Reach, scheme_of
-from diffmining_core.images.shard_image import Box
-from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard, boxes_of
+from diffmining_core.images.shard_image import Box, sound_box
+from diffmining_core.images.shards import FoundImage, IndexPlan, KnownShard
 from diffmining_core.images.sources.tables import (
     LABEL_COLUMNS,
     URI_COLUMNS,
     check_label_type,
+    class_fault,
     class_names,
     column_values,
     is_text,
@@ -35,12 +36,13 @@ from diffmining_core.images.sources.tables import (
     separator,
 )
 from diffmining_core.images.sources.text_tables import (
+    NO_LABEL,
     TextTable,
-    labels_fault,
     name_fault,
     opened_text,
     table_suffix,
 )
+from diffmining_core.images.tally import Tally
 from diffmining_core.store.roots import explained
 
 COLUMNS = {
@@ -76,15 +78,23 @@ class ManifestSource:
     original image, in text as JSON; for an image of several labels such lists by label.
     """
 
-    def __init__(self, url: str, parts: Sequence[Part], reach: Reach | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        parts: Sequence[Part],
+        reach: Reach | None = None,
+        left_out: Tally | None = None,
+    ) -> None:
         self.url = url
         self.parts = parts
         self.reach = reach or Reach(url.rpartition("/")[0])
+        self.left_out = left_out or Tally()
 
     @property
     def digest(self) -> str:
         """Of the names, sizes and ETags or times of the manifest's files, and what is allowed."""
-        return parts_digest(" ".join(["manifest", *self.reach.allow]), self.parts)
+        kind = " ".join(["manifest", *self.reach.allow])
+        return parts_digest(kind, self.parts, self.left_out)
 
     def images(self) -> Iterator[FoundImage]:
         """Every row, file by file."""
@@ -92,7 +102,9 @@ class ManifestSource:
 
     def plan(self, known: Sequence[KnownShard], shard_rows: int) -> IndexPlan:
         """By a listing of all rows, however little has changed."""
-        return plan_rows(Listing(self._named()), known, shard_rows)
+        plan = plan_rows(Listing(self._named()), known, shard_rows)
+        plan.left_out.update(self.left_out.as_json())
+        return plan
 
     def _named(self) -> Iterator[tuple[str, FoundImage]]:
         """Each image with the address that the manifest has for it."""
@@ -123,7 +135,9 @@ def _named_images(
     uri, labels, image_id, fault = entry.uri, entry.labels, entry.image_id, entry.fault
     address = _absolute(uri, folder) if uri else place
     name = (uri if "://" in uri else posixpath.normpath(uri)) if uri else place
-    fault = fault or name_fault(uri or None) or _refusal(address, reach) or labels_fault(labels)
+    fault = fault or name_fault(uri or None) or _refusal(address, reach)
+    if fault is None and not labels:
+        fault = NO_LABEL
     if fault is None and image_id and not _HEX.fullmatch(image_id.lower()):
         fault = f"its image id {image_id[:80]!r} is not 32 or 64 hex digits"
     width, height = _side(entry.width), _side(entry.height)
@@ -136,10 +150,10 @@ def _named_images(
     if fault is None and entry.boxes:
         try:
             boxes = _boxes_by_label(entry.boxes, labels)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError, RecursionError):
             fault = (
                 f"its boxes ({entry.boxes!s:.80}) are no lists of left, top, width and height, by "
-                "label if there are several"
+                "label if there are several; the sizes should be over 0"
             )
     if fault is not None:
         yield name, FoundImage.faulty(address, labels[0] if labels else "", fault)
@@ -168,7 +182,7 @@ def _boxes_by_label(value: Any, labels: Sequence[str]) -> Mapping[str, Sequence[
         value = {labels[0]: value}
     if not isinstance(value, dict) or not value.keys() <= set(labels):
         raise ValueError
-    return {label: boxes_of(boxes) for label, boxes in value.items()}
+    return {label: [sound_box(box) for box in boxes or ()] for label, boxes in value.items()}
 
 
 def _side(value: Any) -> int | None:
@@ -222,7 +236,8 @@ def _parquet_entries(file: str) -> Iterator[tuple[str, Entry]]:
                 *(values.get(thing, nothing) for thing in ("uri", "label", *OTHER_THINGS)),
                 strict=True,
             ):
-                yield f"row={row}", _entry(uri, labels_in(label, names, between), *others)
+                entry = _entry(uri, labels_in(label, names, between), *others)
+                yield f"row={row}", entry._replace(fault=class_fault(label, names))
                 row += 1
 
 

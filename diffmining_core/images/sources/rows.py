@@ -98,7 +98,7 @@ def _json(file: str) -> Any:
     with opened_text(file) as text:
         try:
             return json.load(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{file} is no readable JSON ({error}); download or write it again"
             ) from error
@@ -130,7 +130,7 @@ def _json_line(place: str, line: str) -> Row:
         return Row(place, {}, UNDECODED)
     try:
         record = json.loads(line)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return Row(place, {}, "its line is no JSON")
     if not isinstance(record, dict):
         return Row(place, {}, f"its row is no JSON object but {_kind(record)}")

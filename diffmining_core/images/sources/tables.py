@@ -152,9 +152,8 @@ def _rows(part: Part) -> Iterator[FoundImage]:
                 f"found {', '.join(schema.names)}"
             )
         check_label_type(part.url, schema.field(label_column))
-        labels_of = partial(
-            labels_in, names=class_names(schema, label_column), separator=separator(label_column)
-        )
+        names = class_names(schema, label_column)
+        labels_of = partial(labels_in, names=names, separator=separator(label_column))
         has_path = pa.types.is_struct(schema.field(column).type) and (
             schema.field(column).type.get_field_index("path") >= 0
         )
@@ -171,7 +170,10 @@ def _rows(part: Part) -> Iterator[FoundImage]:
             for label, path in zip(labels, paths, strict=True):
                 name = (path or {}).get("path") or f"{PurePosixPath(part.url).stem}-{row}"
                 uri = row_uri(part.url, row, column, name)
-                yield from found_or_faulty(uri, labels_of(label), part.fingerprint)
+                if fault := class_fault(label, names):
+                    yield FoundImage.faulty(uri, "", fault)
+                else:
+                    yield from found_or_faulty(uri, labels_of(label), part.fingerprint)
                 row += 1
     if not row:
         logger.warning("dataset: %s has no rows", part.url)
@@ -230,6 +232,14 @@ def label_text(label: object, names: Sequence[str] | None = None) -> str:
     return str(label) if is_number else ""
 
 
+def class_fault(label: object, names: Sequence[str] | None) -> str | None:
+    """Why a class number stands for no label, None for all others; -1 says that there is none."""
+    for number in label if isinstance(label, list) else [label]:
+        if names is not None and isinstance(number, int | float) and number >= len(names):
+            return f"its class number {number} is none of the {len(names)} that its file names"
+    return None
+
+
 def _decoded(label: bytes) -> str:
     try:
         return label.decode()
@@ -243,6 +253,6 @@ def class_names(schema: pa.Schema, column: str) -> list[str] | None:
         info: Any = json.loads((schema.metadata or {})[b"huggingface"])
         feature = info["info"]["features"][column]
         names = (feature.get("feature") or feature)["names"]  # of a list, or of one label
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError):
         return None
     return [str(name) for name in names] if isinstance(names, list) else None

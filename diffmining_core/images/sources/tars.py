@@ -33,6 +33,9 @@ LABEL_ENDINGS = (".cls", ".json", ".txt")
 
 MAX_LABEL_BYTES = 2**20
 
+MAX_PADDING = tarfile.RECORDSIZE + tarfile.BLOCKSIZE
+"""Zeros behind the last file: two blocks, filled up to a whole record of 10 KB."""
+
 NO_SAMPLE = "in a tar with neither image nor label"
 ANOTHER = "another image of its sample"
 CAPTION = (
@@ -46,11 +49,17 @@ class TarSource(PartSource):
 
     kind = "tars"
 
-    def __init__(self, url: str, parts: Sequence[Part], layout: TarLayout | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        parts: Sequence[Part],
+        layout: TarLayout | None = None,
+        left_out: Tally | None = None,
+    ) -> None:
         self.layout = layout or TarLayout()
         named = [self.layout.image or "", self.layout.label or ""]
         reading = "/".join(named) if any(named) else ""
-        super().__init__(url, [replace(part, reading=reading) for part in parts])
+        super().__init__(url, [replace(part, reading=reading) for part in parts], left_out)
 
     def images_of(self, part: Part, left_out: Tally) -> Iterator[FoundImage]:
         """Every sample, in the file's order."""
@@ -111,10 +120,7 @@ class _Scan:
                 else:
                     yield member
             self.position = self.tar.offset
-        if not self._is_ended():
-            self.damage = (
-                f"the tar is cut short or damaged from byte {self.position} on, after {count} files"
-            )
+        self.damage = self._damage(count)
 
     def _next(self) -> tarfile.TarInfo | None:
         self.tar.members.clear()  # it would keep all
@@ -124,11 +130,20 @@ class _Scan:
             return None
         return member
 
-    def _is_ended(self) -> bool:
-        """Whether the block of zeros that ends a tar is here; tarfile does not tell."""
+    def _damage(self, count: int) -> str | None:
+        """Why more than these files may have been in the tar; tarfile does not tell."""
         self.file.seek(self.position)
-        block: bytes = self.file.read(tarfile.BLOCKSIZE)
-        return block == bytes(tarfile.BLOCKSIZE)
+        rest: bytes = self.file.read(MAX_PADDING + 1)
+        if not rest.startswith(bytes(tarfile.BLOCKSIZE)):
+            return (
+                f"the tar is cut short or damaged from byte {self.position} on, after {count} files"
+            )
+        if len(rest) > MAX_PADDING or rest.strip(b"\0"):
+            return (
+                f"the tar ends at byte {self.position}, after {count} files, but goes on to byte "
+                f"{self.size}: it was not fetched whole, or several were joined"
+            )
+        return None
 
     def images_of(self, members: Sequence[tarfile.TarInfo]) -> Iterator[FoundImage]:
         """The image of a sample under its labels; none if there is nothing in it that needs one."""

@@ -96,18 +96,6 @@ def name_fault(name: str | None) -> str | None:
     return None
 
 
-def labels_fault(labels: Sequence[str]) -> str | None:
-    """Why an image cannot have these labels; None if it can.
-
-    A label of several lines is a sign of swallowed rows.
-    """
-    if not labels:
-        return NO_LABEL
-    if any("\n" in label or "\r" in label for label in labels):
-        return "its label has a line break"
-    return None
-
-
 class TextTable:
     """The rows of a text table, in order, to be gone through once.
 

@@ -56,7 +56,7 @@ def test_rows_of_a_parquet_file_are_read(url: str, rows_per_group: int) -> None:
     put(url, place.rpartition("/")[2], parquet_of(image_table(images, "abcdefg"), rows_per_group))
     for row in (0, 3, 6, 1):
         assert read_bytes(row_uri(place, row, "image", "a.png")) == f"image {row}".encode()
-    with pytest.raises(ImageError, match="has no row 7"):
+    with pytest.raises(ImageError, match="its Parquet file has no such row"):
         read_bytes(row_uri(place, 7, "image", "a.png"))
     with pytest.raises(ImageError, match='has no column "none"'):
         read_bytes(row_uri(place, 0, "none", "a.png"))
@@ -69,7 +69,7 @@ def test_plain_bytes_and_rows_without_bytes(tmp_path: Path) -> None:
     assert read_bytes(row_uri(place, 0, "a/b &c", "n")) == b"1"
     assert read_bytes(row_uri(place, 0, "s", "n")) == b"2"
     for column in ("a/b &c", "s"):
-        with pytest.raises(ImageError, match=r"row 1 of .* holds no image"):
+        with pytest.raises(ImageError, match="its row holds no image"):
             read_bytes(row_uri(place, 1, column, "n"))
 
 

@@ -362,3 +362,10 @@ def test_an_image_that_was_never_good_has_not_changed(tmp_path: Path) -> None:
     Path(uri).write_bytes(b"no")
     with pytest.raises(ImageError, match=r"no known image format$"):
         load_pixels(uri, 48, content_id(b"no"))
+
+
+def test_a_targa_file_is_not_taken_for_cursors() -> None:
+    buffer = io.BytesIO()
+    Image.new("RGB", (40, 40)).save(buffer, "tga", compression=None)
+    with pytest.raises(ImageError, match="TGA is not read; save it as PNG"):
+        header_size(buffer.getvalue())

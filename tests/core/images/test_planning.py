@@ -152,6 +152,7 @@ def test_a_shard_without_rows_or_of_a_part_is_not_kept() -> None:
 def test_rows_that_are_there_twice_count_once() -> None:
     found = listing(files("aabac"))
     assert found.left_out.counts == {REPEATED: 2}
+    assert found.left_out.names == {REPEATED: ["a"]}
     plan = plan_rows(found, [], 10)
     assert plan.images == 3
     assert names([shard.images for shard in plan.new]) == "abc"

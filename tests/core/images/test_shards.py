@@ -180,6 +180,7 @@ def test_a_file_that_went_away_since_the_listing_is_set_aside(url: str) -> None:
     assert good(table).num_rows == 1
     (reason,) = table.column("set_aside").drop_null().to_pylist()
     assert reason.startswith("cannot be read: ")
+    assert "a.png" not in reason  # so that the reasons of many are one
     assert table.column("image_id").null_count == 1
 
 
@@ -188,7 +189,7 @@ def test_a_file_that_is_closed_to_us_is_set_aside(tmp_path: Path) -> None:
     put(str(tmp_path), "rome/a.png", photo())
     (tmp_path / "rome" / "a.png").chmod(0)
     table = index_shard(list_folder(str(tmp_path)))
-    assert "cannot be read: " in table.column("set_aside")[0].as_py()
+    assert table.column("set_aside")[0].as_py() == "cannot be read: Permission denied"
 
 
 def test_a_fault_of_the_storage_is_raised_and_blamed_on_no_image(tmp_path: Path) -> None:

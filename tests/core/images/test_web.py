@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import socket
 import subprocess
 import time
@@ -90,6 +91,9 @@ def test_a_pause_until_a_date_is_understood() -> None:
     assert wait is not None and 17 < wait <= 20
     assert web._retry_after("soon") is None
     assert web._retry_after("-5") == 0
+    assert web._retry_after("9" * 400) == math.inf
+    assert web._retry_after("9" * 5000) is None
+    assert web._retry_after(f"Mon, 01 Jan {'9' * 30} 00:00:00 GMT") is None
 
 
 def test_a_pause_that_is_too_long_is_not_waited_for(server: ImageServer) -> None:

@@ -422,3 +422,35 @@ def test_the_countries_of_the_fixture_are_not_all_mined() -> None:
     layout = load_recipe("g3").layout(MINED)
     assert isinstance(layout, TableLayout)
     assert set(COUNTRIES) - set(layout.labels) == {"Chile"}
+
+
+@pytest.mark.parametrize("size", ["9" * 400, "nan", "-3", "0"])
+def test_a_box_of_no_size_is_named(tmp_path: Path, size: str) -> None:
+    folder = folder_of("xray", tmp_path)
+    with (tmp_path / "xray" / "BBox_List_2017.csv").open("a") as file:
+        file.write(f"\n2_0.png,Mass,1.0,2.0,3.0,{size}\n")
+    with pytest.raises(InputError, match=r"line=6: a box should have .* the last two over 0, but"):
+        planned(folder, "xray", MINED)
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "[" * 100_000])
+def test_json_that_python_does_not_read_is_said(tmp_path: Path, number: str) -> None:
+    good = '{"file": "a.png", "colour": "red"}'
+    put(str(tmp_path), "a.png", photo())
+    put(str(tmp_path), "c.json", f"[{good}, {number}]".encode())
+    put(str(tmp_path), "c.jsonl", f"{good}\n{number}\n".encode())
+    with pytest.raises(InputError, match=r"c\.json is no readable JSON"):
+        open_source(str(tmp_path), replace(COLOURS, table=Table("c.json"))).digest  # noqa: B018
+    with pytest.raises(InputError, match=r"c\.json is no readable JSON"):
+        open_source(  # noqa: B018
+            str(tmp_path), replace(COLOURS, table=Table("c.jsonl"), listed_in="c.json")
+        ).digest
+    found = list(open_source(str(tmp_path), replace(COLOURS, table=Table("c.jsonl"))).images())
+    assert [image.fault for image in found] == [None, "its line is no JSON"]
+
+
+@pytest.mark.parametrize("file", ["", ".", "sub", "su*"])
+def test_a_table_that_is_a_folder_is_said(url: str, file: str) -> None:
+    put(url, "sub/a.png", photo())
+    with pytest.raises(InputError, match=r"there is no file .*, which its recipe reads"):
+        check_source(url, replace(COLOURS, table=Table(file)))

@@ -4,6 +4,7 @@ import csv
 import gzip
 import hashlib
 import io
+import json
 import posixpath
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +13,12 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from written_images import image_table, parquet_of, photo, put, tar_of
+from written_images import image_table, own_name, parquet_of, photo, put, tar_of
 
 from diffmining_core.errors import InputError
 from diffmining_core.images.addresses import member_uri
 from diffmining_core.images.planning import REPEATED
-from diffmining_core.images.shards import FoundImage, KnownShard, good, index_shard
+from diffmining_core.images.shards import LABEL_FAULT, FoundImage, KnownShard, good, index_shard
 from diffmining_core.images.sources import check_source, open_source
 from diffmining_core.images.sources.text_tables import STRAY_QUOTE
 
@@ -135,7 +136,7 @@ BAD_ROWS = {
     "a.png,rome,,,,x": "its row has 6 fields, the first line 5",
     "d\0.png,rome,,,": "its file name has control characters",
     '"e\ne.png",rome,,,': "its file name has control characters",
-    'f.png,"rome\noslo",,,': "its label has a line break",
+    'f.png,"rome\noslo",,,': LABEL_FAULT,
     'g.png,"rome" x,,,': "one of its fields begins with a quote and does not end with one",
 }
 
@@ -473,6 +474,12 @@ def test_boxes_of_a_parquet_manifest_may_be_lists(tmp_path: Path) -> None:
         ("mass", "[[1, 2, 3]]"),
         ("mass", "[1, 2, 3, 4]"),
         ("mass", "wide"),
+        ("mass", "[" * 5000),
+        ("mass", f"[[1, 2, 3, {'9' * 400}]]"),
+        ("mass", "[[NaN, 2, 3, 4]]"),
+        ("mass", "[[1, 2, 3, 1e400]]"),
+        ("mass", "[[1, 2, -3, 4]]"),
+        ("mass", "[[1, 2, 3, 0]]"),
     ],
 )
 def test_boxes_that_are_no_boxes_set_their_image_aside(
@@ -481,4 +488,26 @@ def test_boxes_that_are_no_boxes_set_their_image_aside(
     with (tmp_path / "m.csv").open("w") as file:
         csv.writer(file).writerows([["uri", "labels", "boxes"], ["a.png", labels, boxes]])
     (found,) = listed(str(tmp_path / "m.csv"))
-    assert f"its boxes ({boxes}) are no lists of left, top" in (found.fault or "")
+    assert f"its boxes ({boxes[:80]}) are no lists of left, top" in (found.fault or "")
+
+
+@pytest.mark.parametrize(
+    "place", [f"x.tar#bytes={'9' * 5000}-1/a.jpg", f"x.parquet#row={'9' * 5000}&column=image/a.jpg"]
+)
+def test_an_endless_number_in_an_address_sets_one_row_aside(tmp_path: Path, place: str) -> None:
+    put(str(tmp_path), "b.png", photo())
+    put(str(tmp_path), "m.csv", f"uri,label\n{place},rome\nb.png,rome\n".encode())
+    table = index_shard(listed(str(tmp_path / "m.csv")))
+    assert [own_name(row["uri"]) for row in good(table).to_pylist()] == ["b.png"]
+
+
+def test_a_class_number_without_a_name_is_said(tmp_path: Path) -> None:
+    feature = {"_type": "ClassLabel", "names": ["rome"]}
+    metadata = {"huggingface": json.dumps({"info": {"features": {"label": feature}}})}
+    table = pa.table({"uri": ["a.png", "b.png", "c.png"], "label": [0, 1, -1]})
+    (tmp_path / "m.parquet").write_bytes(parquet_of(table.replace_schema_metadata(metadata)))
+    assert [found.fault for found in listed(str(tmp_path / "m.parquet"))] == [
+        None,
+        "its class number 1 is none of the 1 that its file names",
+        "it has no label",
+    ]

@@ -42,8 +42,19 @@ def test_label_numbers_have_the_names_of_the_metadata(tmp_path: Path) -> None:
     place.write_bytes(parquet_of(table.replace_schema_metadata({"huggingface": NAMES})))
     assert [image.label for image in listed(str(place))] == ["rome", "oslo", "", ""]
     assert [image.fault for image in listed(str(place))][2:] == ["it has no label"] * 2
-    place.write_bytes(parquet_of(table.replace_schema_metadata({"huggingface": "{"})))
-    assert [image.label for image in listed(str(place))] == ["1", "0", "-1", ""]
+    for metadata in ("{", "[" * 100_000):
+        place.write_bytes(parquet_of(table.replace_schema_metadata({"huggingface": metadata})))
+        assert [image.label for image in listed(str(place))] == ["1", "0", "-1", ""]
+
+
+def test_a_class_number_without_a_name_is_said(tmp_path: Path) -> None:
+    table = image_table({"a.png": b"", "b.png": b""}, [1, 7])
+    place = tmp_path / "a.parquet"
+    place.write_bytes(parquet_of(table.replace_schema_metadata({"huggingface": NAMES})))
+    assert [image.fault for image in listed(str(place))] == [
+        None,
+        "its class number 7 is none of the 2 that its file names",
+    ]
 
 
 def test_plain_bytes_need_no_names(tmp_path: Path) -> None:
@@ -53,8 +64,7 @@ def test_plain_bytes_need_no_names(tmp_path: Path) -> None:
     assert [own_name(image.uri) for image in found] == ["part 1-0", "part 1-1"]
     first, second = index_shard(found).to_pylist()
     assert first["set_aside"] is None
-    assert "row 1 of" in second["set_aside"]
-    assert "holds no image" in second["set_aside"]
+    assert second["set_aside"] == "its row holds no image"
 
 
 def test_several_columns_of_bytes_need_one_called_image(tmp_path: Path) -> None:

@@ -236,6 +236,19 @@ def test_a_tar_that_is_cut_short_or_damaged_says_so(tmp_path: Path, how: str) ->
     assert [image.fault for image in listed(str(tmp_path))] == [None] * 3
 
 
+def test_what_follows_the_end_of_a_tar_is_said(tmp_path: Path) -> None:
+    first, second = (tar_of({f"{name}.png": photo(), f"{name}.cls": b"rome"}) for name in "ab")
+    for data in (first + second, first + bytes(20 * 512), first + bytes(1000) + b"x"):
+        put(str(tmp_path), "x.tar", data)
+        good, rest = listed(str(tmp_path))
+        assert (good.label, good.fault) == ("rome", None)
+        assert own_name(rest.uri) == "rest"
+        assert "was not fetched whole, or several were joined" in (rest.fault or "")
+    for blocks in range(25):  # whatever the padding that a tar of its own ends with
+        put(str(tmp_path), "x.tar", tar_of({"a.png": bytes(512 * blocks), "a.cls": b"rome"}))
+        assert [image.fault for image in listed(str(tmp_path))] == [None]
+
+
 @pytest.mark.parametrize("data", [b"", b"no tar", gzip.compress(tar_of(SAMPLES))])
 def test_what_is_no_tar_is_refused(url: str, data: bytes) -> None:
     put(url, "x.tar", data)
