@@ -107,7 +107,7 @@ class FoundImage:
     declared, and indexed without being opened. fault: why it cannot be used, as the source sees it.
     detail and boxes are notes on it: correcting them makes no new image of it.
 
-    uri is its address without secrets, whatever it is made with. private_uri: the whole address,
+    uri is its address without secrets, and so are label and detail, whatever they are made with. private_uri: the whole address,
     where it holds a secret; to be read from, never to be stored or shown. Such an image is opened
     even where id and size are given, while its address is still good.
     """
@@ -127,6 +127,9 @@ class FoundImage:
         if (uri := cleaned(self.uri)) != self.uri:
             object.__setattr__(self, "private_uri", self.uri)
             object.__setattr__(self, "uri", uri)
+        object.__setattr__(self, "label", without_secrets(self.label))
+        if self.detail is not None:
+            object.__setattr__(self, "detail", without_secrets(self.detail))
 
     @classmethod
     def faulty(cls, uri: str, label: str, fault: str) -> FoundImage:

@@ -5,7 +5,6 @@ In: addresses, and texts that name some. Out: the same relative to the dataset, 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -13,14 +12,15 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from fsspec.core import has_magic
 
+from diffmining_core.report.shown_paths import without_folders
 from diffmining_core.secrets import cleaned, without_secrets
 from diffmining_core.store.roots import Root
 from diffmining_core.store.runs import read_run
 
 Fact = TypeVar("Fact")
 
-_LOCAL = re.compile(r"(?<![\w:/.~*-])(?:/[^/\s'\"<>|]+)+/(?P<name>[^/\s'\"<>|]*)")
-"""An absolute path of two parts or more, as far as it has no blanks."""
+_FILES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".tar")
+"""Endings, in lower case, of datasets that are files."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def without_paths(fact: Fact) -> Fact:
     """A text, or all texts in lists and mappings, without secrets and folders of this machine."""
     plain: Any = fact
     if isinstance(fact, str):
-        plain = _LOCAL.sub(lambda match: match["name"], without_secrets(fact))
+        plain = without_folders(without_secrets(fact))
     elif isinstance(fact, Mapping):
         plain = {name: without_paths(value) for name, value in fact.items()}
     elif isinstance(fact, list | tuple):
@@ -83,5 +83,5 @@ def _folder(dataset: str) -> str:
     """What the images of a dataset are below: its folder, or that of its files."""
     parts = dataset.rstrip("/").split("/")
     at = next((place for place, part in enumerate(parts) if has_magic(part)), len(parts))
-    is_file = at == len(parts) and parts[-1].endswith((".csv", ".tsv", ".parquet", ".tar"))
+    is_file = at == len(parts) and parts[-1].lower().endswith(_FILES)
     return "/".join(parts[: at - is_file])
