@@ -8,6 +8,7 @@ Out: a plan of dataset shards. Nothing is copied, and no listing is held in memo
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections import Counter
@@ -33,7 +34,8 @@ from diffmining_core.images.sources.names import rubbish
 from diffmining_core.images.sources.tables import TableSource, image_column_of
 from diffmining_core.images.sources.tars import TarSource
 from diffmining_core.images.sources.text_tables import table_suffix
-from diffmining_core.store.roots import explained, filesystem, refuse_secrets
+from diffmining_core.secrets import without_secrets
+from diffmining_core.store.roots import check_protocol, explained, filesystem, refuse_secrets
 
 SPLITS = frozenset(
     {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
@@ -130,6 +132,7 @@ def check_apart(url: str, root: str) -> None:
 
     The pictures that a run writes would be images of the next one.
     """
+    check_protocol(root)
     dataset = _place(url)
     try:
         fs, results = filesystem(root)
@@ -166,10 +169,16 @@ def _place(url: str) -> _Place:
             f"dataset {url!r} is not understood ({error}): give a local folder or an address such "
             "as s3://bucket/folder"
         ) from error
+    except OSError as error:  # of a server, or of the archive that the address leads through
+        raise InputError(f"dataset {url}: it cannot be opened ({_why(error)})") from error
     if isinstance(fs, LocalFileSystem):
         path = os.path.normpath(path)
         return _Place(fs, path, path)
     return _Place(fs, path, fs.unstrip_protocol(path))
+
+
+def _why(error: OSError) -> str:
+    return without_secrets(error.strerror or str(error))
 
 
 def _source_as_found(place: _Place, allow: Sequence[str]) -> Source:
@@ -178,7 +187,16 @@ def _source_as_found(place: _Place, allow: Sequence[str]) -> Source:
     try:
         info = place.fs.info(place.path)
     except FileNotFoundError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            # fsspec's HTTP takes a server that is away for a missing file.
+            sentence = f"dataset {place.url}: it cannot be reached ({_why(cause)})"
+            raise InputError(sentence) from error
         raise InputError(f"dataset {place.url}: there is no such folder or file") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"dataset {place.url}: {error.strerror}") from error
+        raise
     if info["type"] == "directory":
         return _source_in_folder(place, Reach(place.url, allow))
     folder = place.url.rpartition("/")[0] or "/"
