@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 ANOTHER_FOLDER = "another folder"
 """Stands for a path that ends in a slash: its last name is a folder's, often that of a user."""
@@ -29,10 +29,13 @@ def without_folders(text: str, folders: Sequence[str] = ()) -> str:
     >>> without_folders("cannot be read: '/home/ada/my photos/a b.jpg'")
     "cannot be read: 'a b.jpg'"
     """
-    for folder in sorted((*folders, str(Path("~").expanduser())), key=len, reverse=True):
+    home = os.path.expanduser("~")  # noqa: PTH111 - Path's raises where there is no home
+    for folder in sorted((*folders, home), key=len, reverse=True):
         if folder.startswith("/") and folder != "/":
             text = re.sub(rf"{_START}{re.escape(folder.rstrip('/'))}(?=/)", "/~", text)
-    text = _QUOTED.sub(lambda match: f"{match['quote']}{_last(match['path'])}{match['quote']}", text)
+    text = _QUOTED.sub(
+        lambda match: f"{match['quote']}{_last(match['path'])}{match['quote']}", text
+    )
     return _ABSOLUTE.sub(lambda match: match["name"] or ANOTHER_FOLDER, text)
 
 
