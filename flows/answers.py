@@ -93,6 +93,15 @@ def epilogue(examples: Sequence[str]) -> str:
     return f"{'Examples' if len(examples) > 1 else 'Example'}:\n\n{lines}"
 
 
+def _check_root_stays(root: str) -> None:
+    """InputError for a root in the memory of this process, which ends with the command."""
+    if root.startswith("memory:"):
+        raise InputError(
+            f"root {root} is gone when the command ends; give a local folder, or an address such "
+            "as s3://bucket/prefix"
+        )
+
+
 def _answering(function: Callable[Arguments, Answer]) -> Callable[..., None]:
     """The function as a command: it prints the answer, and ends with its status if that is not 0.
 
@@ -101,6 +110,8 @@ def _answering(function: Callable[Arguments, Answer]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def answering(*arguments: Any, as_json: bool = False, **options: Any) -> None:
+        for given in (*arguments, *options.values()):
+            _check_root_stays(getattr(given, "root", ""))
         if as_json:
             with _nothing_on_stdout():
                 answer = function(*arguments, **options)

@@ -10,12 +10,13 @@ from prefect import flow
 from diffmining_core.images.reach import set_reach
 from diffmining_core.recipes import MINED, TRAIN
 from diffmining_core.results.references import Shard
-from diffmining_core.store.ledger import finished
+from diffmining_core.store.ledger import CorruptFileError, finished
 from diffmining_core.store.roots import open_root
 from flows.checks import check_dataset
 from flows.parameters import IndexParameters
+from flows.run_ledger import RunLedger
 from tasks.index import dataset_counts, dataset_shards, index
-from tasks.units import Done
+from tasks.units import CorruptUnitsError, Done
 
 
 @flow(name="index", flow_run_name="index {parameters.title}", log_prints=True)
@@ -23,8 +24,21 @@ def index_dataset(parameters: IndexParameters) -> dict[str, Any]:
     """Read and check what is new in the dataset; returns the numbers of what it now holds.
 
     Those of the images that are mined; under `train` those of the others that a recipe trains on.
+    A stored result that proves damaged where it is read is made anew, once each.
     """
     check_dataset(parameters)
+    run = RunLedger()
+    while True:
+        try:
+            return dataset_numbers(parameters)
+        except CorruptFileError as error:
+            run.repair(parameters.root, [error])
+        except CorruptUnitsError as error:
+            run.repair(parameters.root, error.damaged)
+
+
+def dataset_numbers(parameters: IndexParameters) -> dict[str, Any]:
+    """The numbers of all splits, once they are indexed."""
     recipe = parameters.chosen_recipe()
     if not recipe.trains_on_others:
         return split_numbers(parameters, MINED)

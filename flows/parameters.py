@@ -62,7 +62,7 @@ Precision: TypeAlias = Annotated[
 ]
 
 AllowedPlaces: TypeAlias = Annotated[
-    tuple[str, ...],
+    tuple[Address, ...],
     Field(
         description="Place that the dataset's addresses may lead to beside the dataset's own: a "
         "folder, or an address such as https://cdn.example/photos/ or s3://bucket/photos/; "
@@ -861,7 +861,7 @@ class GcParameters(BaseModel):
     older_than: Annotated[
         str,
         Field(
-            pattern=r"^\d+[smhdw]$",
+            pattern=r"^\d{1,9}[smhdw]$",
             description="Age from which it can go: a number with s, m, h, d or w. Give more than a "
             "running `mine` needs to store one unit.",
         ),

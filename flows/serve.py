@@ -12,7 +12,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from socket import AF_INET, AF_INET6, create_server, socket
@@ -29,6 +29,7 @@ from starlette.routing import Route
 from diffmining_core.errors import InputError
 from diffmining_core.report.environment import STATIC
 from diffmining_core.report.served import ServedFile, served_file
+from diffmining_core.report.shown_addresses import ShownAddresses
 from diffmining_core.report.shown_paths import without_folders
 from diffmining_core.report.so_far import SoFar, Strip
 from diffmining_core.report.status_page import CSP, RunState, render_status, run_state, with_bar
@@ -208,10 +209,13 @@ class Site:
 
 def shown_status(root: Root) -> list[StageStatus]:
     """How far the run is, without the folders of this machine in the reasons of failures."""
-    return [
-        replace(stage, failed={key: without_folders(why) for key, why in stage.failed.items()})
-        for stage in run_status(root, time.time())
-    ]
+    dataset = ShownAddresses.at(root).dataset
+    folders = [root.path, *([dataset] if dataset else [])]
+
+    def shown(failed: Mapping[str, str]) -> dict[str, str]:
+        return {key: without_folders(why, folders) for key, why in failed.items()}
+
+    return [replace(stage, failed=shown(stage.failed)) for stage in run_status(root, time.time())]
 
 
 IMMUTABLE = "max-age=31536000, immutable"

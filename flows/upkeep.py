@@ -209,8 +209,11 @@ def garbage_sentence(listed: Sequence[Garbage], older_than: str, delete: bool) -
 
 def seconds_of(age: str) -> float:
     """The seconds of an age such as 7d or 12h; InputError for anything else."""
-    if not (parts := re.fullmatch(r"(\d+)([smhdw])", age.strip())):
-        raise InputError(f"--older-than must be a number with s, m, h, d or w, but is {age!r}")
+    if not (parts := re.fullmatch(r"(\d{1,9})([smhdw])", age.strip())):
+        raise InputError(
+            "--older-than must be a number with s, m, h, d or w, of at most 9 digits, but is "
+            f"{age[:20]!r}"
+        )
     return float(int(parts[1]) * SECONDS[parts[2]])
 
 

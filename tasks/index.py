@@ -32,6 +32,7 @@ from diffmining_core.store.ledger import (
     read_manifest,
     read_manifests,
     read_table,
+    retract,
 )
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.runs import plan_stage
@@ -68,6 +69,8 @@ DATASET_SCHEMA = pa.schema(
 
 COUNTS = ("images", "set_aside", "declared", "rows")
 """What is counted of a shard, and summed over the dataset."""
+DATASET_COUNTS = ("shards", "pairs", "left_out", "rows_set_aside", "listed")
+"""What is counted of the dataset beside those."""
 
 
 def index_stage(recipe: Recipe, split: str) -> str:
@@ -118,7 +121,9 @@ def index(
     known = published(opened, stage)
     unit = dataset_unit(source.digest, known, stage)
     if manifest := read_manifest(opened, unit.stage, unit.key):
-        return [Done(unit.stage, unit.key, False, manifest.seconds, dict(manifest.counts))]
+        if _tells_all(manifest):
+            return [Done(unit.stage, unit.key, False, manifest.seconds, dict(manifest.counts))]
+        retract(opened, unit.stage, unit.key)
 
     plan = source.plan(known_shards(opened, stage), shard_rows)
     done = _index_new(root, stage, plan, known, max_bad_share)
@@ -244,7 +249,7 @@ def _set_aside_reasons(table: pa.Table) -> Tally:
 
 def _scaled(table: pa.Table) -> Tally:
     """The images of a shard whose greys were scaled by their own range."""
-    names = (table.column(name).to_pylist() for name in ("uri", "scaled_bits"))
+    names = (shards.column(table, name).to_pylist() for name in ("uri", "scaled_bits"))
     return Tally.of(
         (uri, f"greys of {bits} bits in a file of 16, scaled by their own range")
         for uri, bits in dict(zip(*names, strict=True)).items()
@@ -297,6 +302,16 @@ def _write_dataset(
     attempt.counts["listed"] = attempt.counts["rows"] + attempt.counts["left_out"]
     attempt.facts |= {what: tally.as_json() for what, tally in noted_on.items()}
     attempt.facts["left_out"] = left_out.as_json()
+
+
+def _tells_all(manifest: Manifest) -> bool:
+    """Whether the manifest of a state of the dataset has what `_write_dataset` put there."""
+    try:
+        for what in (*TALLIES, "left_out"):
+            Tally().update(cast("Mapping[str, Reason]", manifest.facts[what]))
+    except (AttributeError, KeyError, TypeError):
+        return False
+    return manifest.counts.keys() >= {*COUNTS, *DATASET_COUNTS}
 
 
 def _reasons_of(

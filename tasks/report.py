@@ -131,8 +131,12 @@ def publish_page(root: str, key: str, stage: str = STAGE, name: str = INDEX) -> 
 
 
 def publish_summary(root: str, summary: Mapping[str, Any]) -> None:
-    """Write the run's numbers to `summary.json` at the root."""
-    open_root(root).write_bytes("summary.json", json.dumps(summary, indent=2).encode() + b"\n")
+    """Write the run's numbers to `summary.json` at the root, which browsers may have.
+
+    Its page is named as it lies there, without the folders of this machine.
+    """
+    shown = {**summary, "page": summary["page"].rpartition("/")[2]}
+    open_root(root).write_bytes("summary.json", json.dumps(shown, indent=2).encode() + b"\n")
 
 
 def site_source(

@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import unquote
 
@@ -50,6 +51,8 @@ _PORTS = {"http": 80, "https": 443}
 _LOCAL = ("file", "local")
 _ALIASES = {"s3a": "s3", "gcs": "gs"}
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_CHAINED = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*::")
+_WITHOUT_SLASHES = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?!//|:)")
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # IPv4 behind NAT64
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -84,7 +87,7 @@ class Place:
 
 def is_local(uri: str) -> bool:
     """Whether an address is a path on this machine."""
-    return uri.startswith("/") or scheme_of(uri) in ("", *_LOCAL)
+    return uri.startswith("/") or (not _CHAINED.match(uri) and scheme_of(uri) in ("", *_LOCAL))
 
 
 def scheme_of(uri: str) -> str:
@@ -188,7 +191,7 @@ class Reach:
 
     def __init__(self, own: str, allow: Iterable[str] = ()) -> None:
         self.allow = tuple(sorted({*allow, *allowed_everywhere()}))
-        self._places = [_place_given(own), *map(_place_given, self.allow)]
+        self._places = [_place_given(own), *map(_place_allowed, self.allow)]
         self._real_folder = lru_cache(maxsize=64)(os.path.realpath)
 
     def fault(self, uri: str) -> str | None:
@@ -221,6 +224,27 @@ class Reach:
         if name in ("", ".", "..") or os.path.islink(path):  # noqa: PTH114
             return place_of(uri)
         return Place("file", "", f"{self._real_folder(folder or '/').rstrip('/')}/{name}")
+
+
+def _place_allowed(text: str) -> Place:
+    """A place that a user allows; InputError if it would allow nothing, or not what it says."""
+    if fault := _fault_of_place(text):
+        raise InputError(
+            f"{text!r} is no place that can be allowed: {fault}; give a folder, or an address such "
+            "as https://cdn.example/photos/ or s3://bucket/photos/"
+        )
+    return _place_given(text)
+
+
+def _fault_of_place(text: str) -> str | None:
+    if not text.strip():
+        return "it is empty"
+    if text.startswith("~"):
+        return "`~` is not read as your home folder here"
+    if _WITHOUT_SLASHES.match(text):
+        return "its `:` is not followed by `//`"
+    is_pattern = has_magic(text) and not Path(text).exists() if is_local(text) else "*" in text
+    return "it is a pattern, and all below a place is allowed anyway" if is_pattern else None
 
 
 def _place_given(text: str) -> Place:

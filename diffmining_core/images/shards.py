@@ -112,9 +112,10 @@ class FoundImage:
     declared, and indexed without being opened. fault: why it cannot be used, as the source sees it.
     detail and boxes are notes on it: correcting them makes no new image of it.
 
-    uri is its address without secrets, whatever it is made with. private_uri: the whole address,
-    where it holds a secret; to be read from, never to be stored or shown. Such an image is opened
-    even where id and size are given, while its address is still good.
+    uri is its address without secrets, and so are label and detail, whatever they are made with.
+    private_uri: the whole address, where it holds a secret; to be read from, never to be stored or
+    shown. Such an image is opened even where id and size are given, while its address is still
+    good.
     """
 
     uri: str
@@ -132,6 +133,9 @@ class FoundImage:
         if (uri := cleaned(self.uri)) != self.uri:
             object.__setattr__(self, "private_uri", self.uri)
             object.__setattr__(self, "uri", uri)
+        object.__setattr__(self, "label", without_secrets(self.label))
+        if self.detail is not None:
+            object.__setattr__(self, "detail", without_secrets(self.detail))
         if self.fault is None and _CONTROL.search(self.label):
             object.__setattr__(self, "label", "")
             object.__setattr__(self, "fault", LABEL_FAULT)
@@ -427,6 +431,13 @@ def with_notes(table: pa.Table, corrected: Sequence[Notes]) -> pa.Table:
     return table
 
 
+def column(table: pa.Table, name: str) -> pa.ChunkedArray:
+    """A column of the table of a shard; nulls where an older version stored none."""
+    if name in table.column_names:
+        return table.column(name)
+    return pa.chunked_array([pa.nulls(table.num_rows, SHARD_SCHEMA.field(name).type)])
+
+
 def good(table: pa.Table) -> pa.Table:
     """The rows that are not set aside."""
     return table.filter(pc.is_null(table.column("set_aside")))
@@ -437,7 +448,7 @@ def places_of(table: pa.Table, unit: str) -> list[str]:
 
     unit: the address of the folder with the unit's files.
     """
-    places = pc.coalesce(table.column("stored"), table.column("uri")).to_pylist()
+    places = pc.coalesce(column(table, "stored"), table.column("uri")).to_pylist()
     return [place if _is_full(place) else f"{unit}/{place}" for place in places]
 
 

@@ -19,6 +19,9 @@ from diffmining_core.store.runs import read_run
 
 Fact = TypeVar("Fact")
 
+_FILES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".tar")
+"""Endings, in lower case, of datasets that are files."""
+
 
 @dataclass(frozen=True)
 class ShownAddresses:
@@ -80,5 +83,5 @@ def _folder(dataset: str) -> str:
     """The folder that a dataset's images are in: its own, or that of its files."""
     parts = dataset.rstrip("/").split("/")
     at = next((place for place, part in enumerate(parts) if has_magic(part)), len(parts))
-    is_file = at == len(parts) and parts[-1].endswith((".csv", ".tsv", ".parquet", ".tar"))
+    is_file = at == len(parts) and parts[-1].lower().endswith(_FILES)
     return "/".join(parts[: at - is_file])

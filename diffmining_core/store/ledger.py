@@ -218,6 +218,7 @@ def retract(root: Root, stage: str, key: str) -> None:
     try:
         root.write_new(f"retracted/{stage}/{key}/{uuid4().hex}.json", root.read_bytes(rel))
     except FileNotFoundError:
+        root.remove(rel)  # a link that leads nowhere
         return
     except IsADirectoryError as error:  # not ours, so not removed
         raise InputError(
@@ -256,6 +257,9 @@ def read_manifest(root: Root, stage: str, key: str) -> Manifest | None:
     try:
         return _manifest(root, stage, key, root.read_bytes(_manifest_path(stage, key)))
     except FileNotFoundError:
+        if (path := root.local(_manifest_path(stage, key))) and path.is_symlink():
+            fault = "it is a link that leads nowhere"
+            raise unreadable_manifest(root, stage, key, fault) from None
         return None
     except IsADirectoryError as error:
         raise unreadable_manifest(root, stage, key, "it is a folder: move it elsewhere") from error
@@ -279,6 +283,10 @@ def read_manifests(root: Root, stage: str, wanted: Iterable[str] | None = None) 
         contents = root.read_all([_manifest_path(stage, key) for key in keys])
     except IsADirectoryError:
         return [finished(root, stage, key) for key in keys]  # which names the one
+    except FileNotFoundError:
+        for key in keys:
+            read_manifest(root, stage, key)  # which names a link that leads nowhere
+        raise
     return [_manifest(root, stage, key, data) for key, data in zip(keys, contents, strict=True)]
 
 

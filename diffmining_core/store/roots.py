@@ -286,12 +286,7 @@ def open_root(url: str, create: bool = True) -> Root:
     """
     if not url:
         raise InputError("the root has no name: give a local folder or an s3:// address")
-    protocol, _ = split_protocol(url)
-    if protocol not in PROTOCOLS:
-        raise InputError(
-            f"{protocol}:// cannot keep results, which need files that one of several runs alone "
-            "can create; give a local folder, or an address such as s3://bucket/prefix"
-        )
+    check_protocol(url)
     refuse_secrets("root", url)
     try:
         fs, path = filesystem(url)
@@ -309,6 +304,16 @@ def open_root(url: str, create: bool = True) -> Root:
     root = Root(fs.unstrip_protocol(path), fs, path)
     _check_remote(root, create)
     return root
+
+
+def check_protocol(url: str) -> None:
+    """InputError if results cannot be kept at such an address; nothing is opened."""
+    protocol, _ = split_protocol(url)
+    if protocol not in PROTOCOLS:
+        raise InputError(
+            f"{protocol}:// cannot keep results, which need files that one of several runs alone "
+            "can create; give a local folder, or an address such as s3://bucket/prefix"
+        )
 
 
 def refuse_secrets(what: str, address: str) -> None:

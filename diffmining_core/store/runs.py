@@ -140,6 +140,8 @@ def read_run(root: Root) -> RunRecord | None:
     except (IsADirectoryError, ValueError):
         content = None
     match content:
+        case {"format": bool()}:  # which is an int
+            pass
         case {"format": int(found)} if found > RUN_FORMAT:
             raise InputError(
                 f"{root.url} holds results of format {found}, which a newer diffmining stored; "

@@ -159,6 +159,9 @@ def test_index_alone_says_what_a_dataset_holds(
         "labels": dict.fromkeys(("Almara", "Borvik", "Cendria", "Dorrava"), 4),
     }  # fmt: skip
     assert index_dataset(parameters)["indexed"] == 0
+    (state,) = (tmp_path / "root" / "manifests" / "dataset").iterdir()
+    state.write_text("{")
+    assert index_dataset(parameters) == {**counts, "indexed": 0}
 
 
 def test_images_on_the_web_are_mined_where_they_are_allowed(

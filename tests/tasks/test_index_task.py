@@ -161,3 +161,25 @@ def test_a_shard_with_corrected_notes_keeps_the_images_behind_secret_addresses(
     assert f"/{shard.key}/" in image.uri, "of its own unit"
     assert read_bytes(image.uri) == photo(0, 48, 40)
     assert indexing.part_of(open_root(root), shard, [image]) == shard
+
+
+@pytest.mark.parametrize(
+    ("of", "name", "value"),
+    [("counts", "listed", None), ("facts", "set_aside", None), ("facts", "left_out", {"x": 3})],
+)
+def test_a_state_of_the_dataset_whose_manifest_misses_something_is_made_anew(
+    of: str, name: str, value: object, tmp_path: Path
+) -> None:
+    dataset, root = str(tmp_path / "photos"), str(tmp_path / "root")
+    put(dataset, "red/0.png", photo(0))
+    first = indexing.index.fn(root, dataset, None, MINED, 2, 0.1)
+    file = tmp_path / "root" / "manifests" / first[-1].stage / f"{first[-1].key}.json"
+    sound = json.loads(file.read_text())
+    damaged = {key: told for key, told in sound[of].items() if key != name}
+    if value is not None:
+        damaged[name] = value
+    file.write_text(json.dumps(sound | {of: damaged}))
+    again = indexing.index.fn(root, dataset, None, MINED, 2, 0.1)
+    assert again[-1].key == first[-1].key
+    assert json.loads(file.read_text())[of] == sound[of]
+    assert len(list((tmp_path / "root" / "retracted" / first[-1].stage).iterdir())) == 1

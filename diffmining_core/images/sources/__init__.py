@@ -8,6 +8,7 @@ Out: a plan of dataset shards. Nothing is copied, and no listing is held in memo
 
 from __future__ import annotations
 
+import errno
 import glob
 import os
 import re
@@ -35,7 +36,8 @@ from diffmining_core.images.sources.tables import TableSource, image_column_of
 from diffmining_core.images.sources.tars import TarSource
 from diffmining_core.images.sources.text_tables import table_suffix
 from diffmining_core.images.tally import Tally
-from diffmining_core.store.roots import explained, filesystem, refuse_secrets
+from diffmining_core.secrets import without_secrets
+from diffmining_core.store.roots import check_protocol, explained, filesystem, refuse_secrets
 
 SPLIT = re.compile(
     r"(train|training|test|testing|val|valid|validation|dev|eval)(?![^\W\d_])", re.IGNORECASE
@@ -137,6 +139,7 @@ def check_apart(url: str, root: str) -> None:
 
     The pictures that a run writes would be images of the next one.
     """
+    check_protocol(root)
     dataset = _place(url)
     try:
         fs, results = filesystem(root)
@@ -173,9 +176,15 @@ def _place(url: str) -> _Place:
             f"dataset {url!r} is not understood ({error}): give a local folder or an address such "
             "as s3://bucket/folder"
         ) from error
+    except OSError as error:  # of a server, or of the archive that the address leads through
+        raise InputError(f"dataset {url}: it cannot be opened ({_why(error)})") from error
     if isinstance(fs, LocalFileSystem):
         path = os.path.normpath(path)
     return _Place(fs, path, url_of(fs, path))
+
+
+def _why(error: OSError) -> str:
+    return without_secrets(error.strerror or str(error))
 
 
 def _source_as_found(place: _Place, allow: Sequence[str]) -> Source:
@@ -184,7 +193,16 @@ def _source_as_found(place: _Place, allow: Sequence[str]) -> Source:
     try:
         info = place.fs.info(place.path)
     except FileNotFoundError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            # fsspec's HTTP takes a server that is away for a missing file.
+            sentence = f"dataset {place.url}: it cannot be reached ({_why(cause)})"
+            raise InputError(sentence) from error
         raise InputError(f"dataset {place.url}: there is no such folder or file") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise InputError(f"dataset {place.url}: {error.strerror}") from error
+        raise
     if info["type"] == "directory":
         return _source_in_folder(place, Reach(place.url, allow))
     folder = place.url.rpartition("/")[0] or "/"

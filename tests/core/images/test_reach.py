@@ -87,6 +87,8 @@ TABLE = [
     ("/data/set", "http://127.0.0.1:8000/a.jpg", ("http://127.0.0.1:8000/",), REACHED),
     ("/data/set", "http://127.0.0.1:8001/a.jpg", ("http://127.0.0.1:8000/",), REFUSED),
     ("/data/set", "simplecache::https://cdn.example/photos/a.jpg", (CDN,), REFUSED),
+    ("/data/set", "simplecache::https://cdn.example/photos/a.jpg", ("/",), REFUSED),
+    ("/data/set", "filecache::http://127.0.0.1/a.jpg", ("/",), REFUSED),
     ("/data/set", "zip://a.jpg::https://cdn.example/photos/a.zip", (CDN,), REFUSED),
     ("/data/set", "zip://a.jpg::/data/set/a.zip", (), REFUSED),
     ("/data/set", "zip://a.jpg::/data/set/a.zip", ("zip://a.jpg::/data/set/a.zip",), REACHED),
@@ -129,6 +131,20 @@ def test_an_address_that_cannot_be_read_is_refused() -> None:
     reach = Reach("/data", ["https://", "/"])
     for address in ("/data/a\0b", "http:///a", "https://[::1/a", "https://h:99999/a"):
         assert reach.fault(address), address
+
+
+@pytest.mark.parametrize(
+    "place", ["", " ", "/photos/*", "~", "~/photos", "http:", "http://*", "s3://b/*", "file:/x"]
+)
+def test_what_would_allow_nothing_is_refused(place: str) -> None:
+    with pytest.raises(InputError, match=r"is no place that can be allowed: .*; give a folder"):
+        Reach("/data/set", [place])
+
+
+def test_a_folder_whose_name_looks_like_a_pattern_can_be_allowed(tmp_path: Path) -> None:
+    (tmp_path / "[old]").mkdir()
+    allowed = Reach("/data/set", [f"{tmp_path}/[old]"])
+    assert allowed.fault(f"{tmp_path}/[old]/a.jpg") is None
 
 
 def test_links_that_leave_the_folder_are_set_aside(tmp_path: Path) -> None:

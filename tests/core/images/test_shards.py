@@ -293,3 +293,22 @@ def test_without_secrets_nothing_is_kept(tmp_path: Path) -> None:
     table = index_shard(list_folder(str(tmp_path)), kept=KeptImages(tmp_path / KEPT_FILE))
     assert table["stored"].to_pylist() == [None]
     assert not (tmp_path / KEPT_FILE).exists()
+
+
+def test_label_and_detail_hold_no_secret() -> None:
+    signed = "https://u:pw@h.example/a.jpg?X-Amz-Signature=5ec7e7"
+    found = FoundImage("/a.jpg", f"seen at {signed}", "1", detail=signed)
+    assert (found.label, found.detail) == (
+        "seen at https://h.example/a.jpg",
+        "https://h.example/a.jpg",
+    )
+    plain = FoundImage("/a.jpg", "Who? AC//DC 50%", "1")
+    assert (plain.label, plain.detail) == ("Who? AC//DC 50%", None)
+
+
+def test_a_table_of_an_older_version_lacks_columns(tmp_path: Path) -> None:
+    put(str(tmp_path), "rome/a.png", photo(1, 40, 50))
+    table = index_shard(list_folder(str(tmp_path)))
+    older = table.drop_columns(["stored", "scaled_bits"])
+    assert images_of(older, "/mined/index/1/attempt-2") == images_of(table, "")
+    assert [image.uri for image in images_of(older, "")] == [f"{tmp_path}/rome/a.png"]

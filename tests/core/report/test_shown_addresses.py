@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from diffmining_core.images.reach import OUTSIDE
 from diffmining_core.report.shown_addresses import ShownAddresses, without_paths
 from diffmining_core.store.roots import open_root
 from diffmining_core.store.runs import open_run
@@ -17,6 +18,8 @@ from diffmining_core.store.runs import open_run
         ("/home/me/photos/*", "/home/me/photos/train/rome/a.jpg", "train/rome/a.jpg"),
         ("/home/me/photos.csv", "/home/me/photos/a.jpg", "photos/a.jpg"),
         ("/home/me/photos.csv", "/mnt/you/a.jpg", "a.jpg"),
+        ("/home/me/photos.csv.gz", "/home/me/photos/a.jpg", "photos/a.jpg"),
+        ("/home/me/photos.CSV", "/home/me/photos/a.jpg", "photos/a.jpg"),
         ("/home/me/d/*.tar", "/home/me/d/0.tar#bytes=0-5/a.jpg", "0.tar#bytes=0-5/a.jpg"),
         ("s3://bucket/photos", "s3://bucket/photos/rome/a.jpg", "rome/a.jpg"),
         ("/home/me/photos.csv", "https://host/a.jpg?sig=1", "https://host/a.jpg"),
@@ -44,9 +47,22 @@ def test_tables_and_reasons_hold_no_folders() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        (f"{OUTSIDE}/home/bob jones/", f"{OUTSIDE}another folder"),
+        (f"{OUTSIDE}/home/bob/", f"{OUTSIDE}another folder"),
+        (f"{OUTSIDE}https://cdn.example/", f"{OUTSIDE}https://cdn.example/"),
+        ("cannot be read: '/home/bob jones/My Photos/a b.jpg'", "cannot be read: 'a b.jpg'"),
+    ],
+)
+def test_reasons_name_no_folder_elsewhere(reason: str, shown: str) -> None:
+    assert ShownAddresses("/data/photos").text(reason) == shown
+
+
 def test_facts_are_cleaned_at_every_depth() -> None:
     facts = {
-        "model": {"base": "/home/me/sd15", "clip": "file:///home/me/clip/"},
+        "model": {"base": "/home/me/sd15", "clip": "file:///home/me/clip"},
         "notes": ["from https://u:p@host/a/b"], "k": 3,
     }  # fmt: skip
     assert without_paths(facts) == {

@@ -119,6 +119,7 @@ def test_a_place_with_other_files_is_no_root(root: Root) -> None:
         b'{"name": "npm"}',
         b'{"format": "2", "identity": {}}',
         b'{"format": 0, "identity": {}}',
+        b'{"format": true, "identity": {}}',
         b'{"format": 2, "identity": []}',
         b'{"format": 2, "identity": {"dataset": 1}}',
     ],

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from diffmining_core.store import roots
-from diffmining_core.store.ledger import Attempt, Manifest, complete, retract
+from diffmining_core.store.ledger import (
+    Attempt,
+    CorruptFileError,
+    Manifest,
+    complete,
+    is_intact,
+    read_manifests,
+    retract,
+)
 from diffmining_core.store.roots import Root, open_root
 from diffmining_core.store.units import Unit
 from diffmining_core.store.verification import Damage, damaged_files, holdings
@@ -138,3 +146,19 @@ def test_a_fault_of_one_reading_is_not_damage(root: Root, done: list[Manifest]) 
 def test_a_root_without_results_holds_nothing(root: Root) -> None:
     held = holdings(root)
     assert (held.units, held.files, held.damage, held.bytes) == (0, [], [], 0)
+
+
+def test_a_manifest_that_is_a_link_to_nowhere_is_named_and_made_anew(tmp_path: Path) -> None:
+    root = open_root(str(tmp_path / "root"))
+    made = complete(root, UNITS[0], produce)
+    file = tmp_path / "root" / "manifests" / f"{made.unit}.json"
+    file.unlink()
+    file.symlink_to(tmp_path / "gone")
+    (found,) = damaged(root)
+    assert "it is a link that leads nowhere" in found.sentence
+    assert not is_intact(root, made.stage, made.key)
+    with pytest.raises(CorruptFileError, match="leads nowhere"):
+        read_manifests(root, made.stage)
+    retract(root, made.stage, made.key)
+    assert complete(root, UNITS[0], produce).key == made.key
+    assert damaged(root) == []

@@ -116,7 +116,8 @@ def test_a_root_is_not_in_its_dataset(url: str) -> None:
     allowed = [("photos", "photos-mined"), ("photos", "."), ("photos.csv", "mined")]
     for dataset, root in [*allowed, ("photos/*.tar", "photos/mined")]:
         check_apart(f"{url}/{dataset}", f"{url}/{root}" if root != "." else url)
-    check_apart(f"{url}/photos", "nosuch://a")
+    with pytest.raises(InputError, match="cannot keep results"):
+        check_apart(f"{url}/photos", "nosuch://a")
 
 
 def test_links_do_not_hide_that_a_root_is_in_its_dataset(tmp_path: Path) -> None:
