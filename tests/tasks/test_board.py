@@ -213,7 +213,7 @@ def test_what_goes_wrong_in_it_is_said_once_and_fails_nothing(
     eventually(lambda: len(client.read_logs(of_run)) > 0)
     said = [log.message for log in client.read_logs(of_run) if "is not up to date" in log.message]
     assert len(said) == 1
-    assert "is no manifest that this version can read" in said[0]
+    assert "is not a valid manifest" in said[0]
     state = client.read_flow_run(run_id).state
     assert state and state.is_completed()
 
