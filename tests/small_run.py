@@ -31,8 +31,8 @@ from tasks.report import publish_page, publish_summary, report
 from tasks.selection import of_label, select, selected
 
 LABELS = ("almara", "borvik")
-HOSTILE = ('=1+1, "one"\n<b>&amp;\\', "東京 \u202eé'--", "@a\tb")
-"""Names of folders, which labels are."""
+HOSTILE = ('=1+1, "one"; <b>&amp;\\', "東京 \u202eé'--", "@a, b")
+"""Names of folders, which labels are; those with control characters are set aside before."""
 
 PER_LABEL, SIZE, CELL, PATCH = 9, 64, 8, 20
 PLANTED = (16, 24)
